@@ -1,0 +1,32 @@
+//! Peerix: a peer-to-peer binary cache for Nix on the local network.
+//!
+//! One daemon does both halves: it serves what this machine's store holds
+//! (*holdings*) and it asks the neighbours for what the local Nix wants (*gateway*).
+//!
+//! The modules are layers; each may import only layers below it, never a sibling
+//! (`tests/layers.rs` holds them to it):
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 0 | [`format`]: what Nix fixed, parse and print |
+//! | 1 | [`protocol`], [`config`], [`idle`]: our wire format and its state machines, the settings, the idle deadline |
+//! | 2 | [`store`], [`lan`], [`peer`], [`system`]: the local store, the UDP sockets, HTTP to one peer, the host |
+//! | 3 | [`finder`]: who has a path, and a verified answer |
+//! | 4 | [`http`]: what is served |
+//! | 5 | [`daemon`]: wires the above, owns every task |
+//!
+//! `main` and `cli` sit on top. Data flows one way: bytes are parsed once, at the
+//! edge, into typed values; decisions are pure; I/O carries them out.
+
+// Not in Cargo.toml, where they would hold for the helpers of integration tests as well.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::unwrap_used
+    )
+)]
+
+pub mod format;
