@@ -29,4 +29,5 @@
     )
 )]
 
+pub mod config;
 pub mod format;
