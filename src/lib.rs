@@ -31,3 +31,5 @@
 
 pub mod config;
 pub mod format;
+pub mod idle;
+pub mod protocol;
