@@ -33,3 +33,4 @@ pub mod config;
 pub mod format;
 pub mod idle;
 pub mod protocol;
+pub mod store;

@@ -1,0 +1,497 @@
+//! One connection to the Nix database, whatever state the database is in.
+//!
+//! Read by a user who may write nothing there, an SQLite database is right in one of two ways
+//! or in none (docs/rationale.md has the table):
+//!
+//! * *live* (`mode=ro`): takes part in locking and reads the write-ahead log. Fails where the
+//!   log's files would have to be created (a quiescent database), or a hot journal rolled back.
+//! * *immutable* (`immutable=1`): the bytes of the file alone. Right only while nobody writes:
+//!   neither a log nor a non-empty journal, before and after the query, and the file unchanged.
+//!
+//! So live is tried first, immutable only if those conditions hold, and otherwise nothing is held
+//! until the next request. The database file is never opened here except through SQLite: closing
+//! any other descriptor of it would drop SQLite's POSIX locks.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use nix::unistd::{AccessFlags, eaccess};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{database_error::DatabaseError, rows};
+
+/// How long a writer of a database without a write-ahead log is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How often a query is started again because the database changed under it.
+pub(super) const ATTEMPTS: usize = 4;
+
+/// Two writes closer than a tick of the kernel's clock leave the same time on a file; 10 ms is
+/// the longest tick. A file this old shows every further change.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The database, and the connection that worked last.
+#[derive(Debug)]
+pub(super) struct Database {
+    /// As configured.
+    path: PathBuf,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    access: Access,
+    files: Files,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Live,
+    Immutable,
+}
+
+impl Database {
+    /// Opens nothing yet.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, open: None }
+    }
+
+    /// Runs `query`, which must leave no statement unfinished, on a connection that is right now.
+    /// It may run more than once; its last result is the one that counts.
+    pub(super) fn read<T>(
+        &mut self,
+        mut query: impl FnMut(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        for _ in 0..ATTEMPTS {
+            let kept = self.open.take();
+            let files = self.look(kept.as_ref().map(|open| &open.files))?;
+            let kept = kept.filter(|open| open.is_right_for(&files));
+            let was_kept = kept.is_some();
+            let open = match kept {
+                Some(open) => open,
+                None => match self.connect(files, Access::Live) {
+                    Ok(open) => open,
+                    Err(Failed::Changed) => continue,
+                    Err(Failed::For(error)) => return Err(error),
+                },
+            };
+            match query(&open.connection) {
+                Ok(value) if open.access == Access::Live => {
+                    self.open = Some(open);
+                    return Ok(value);
+                }
+                Ok(value) => {
+                    if self.look(Some(&open.files))? == open.files {
+                        self.open = Some(open);
+                        return Ok(value);
+                    }
+                }
+                // Perhaps of a state that is gone: decided by a new connection.
+                Err(_) if was_kept => {}
+                Err(source) => {
+                    if self.look(None)? == open.files {
+                        return Err(self.sort(source));
+                    }
+                }
+            }
+        }
+        Err(DatabaseError::Unsettled {
+            path: self.path.clone(),
+        })
+    }
+
+    /// Like a query that reads nothing, and without any trace in the file system: root would
+    /// create the files of a write-ahead log by reading, and leave them behind.
+    pub(super) fn probe(&mut self) -> Result<(), DatabaseError> {
+        for _ in 0..ATTEMPTS {
+            let files = self.look(None)?;
+            let first = if files.is_quiescent() {
+                Access::Immutable
+            } else {
+                Access::Live
+            };
+            match self.connect(files, first) {
+                Ok(_) => return Ok(()),
+                Err(Failed::Changed) => {}
+                Err(Failed::For(error)) => return Err(error),
+            }
+        }
+        Err(DatabaseError::Unsettled {
+            path: self.path.clone(),
+        })
+    }
+
+    /// Lets go of the connection: while one is open, Nix cannot fold its write-ahead log back
+    /// into the database.
+    pub(super) fn release(&mut self) {
+        self.open = None;
+    }
+
+    /// A new connection that has read the schema, by `first` or the other way.
+    fn connect(&self, files: Files, first: Access) -> Result<Open, Failed> {
+        let attempt = |access| connect_as(&files.real, access);
+        let connected = match first {
+            Access::Immutable => attempt(Access::Immutable).map(|it| (it, Access::Immutable)),
+            Access::Live => match attempt(Access::Live) {
+                Ok(connection) => Ok((connection, Access::Live)),
+                Err(source) if !files.is_quiescent() || !may_differ_immutable(&source) => {
+                    Err(source)
+                }
+                Err(_) => {
+                    files.wait_for_tick();
+                    attempt(Access::Immutable).map(|it| (it, Access::Immutable))
+                }
+            },
+        };
+
+        // What was opened is what was looked at only if it is still there.
+        let now = self.look(None)?;
+        match connected {
+            Ok((connection, Access::Live)) if now.database.is_same_file(&files.database) => {
+                Ok(Open {
+                    connection,
+                    access: Access::Live,
+                    files: now,
+                })
+            }
+            Ok((connection, Access::Immutable)) if now == files && now.is_quiescent() => Ok(Open {
+                connection,
+                access: Access::Immutable,
+                files,
+            }),
+            Err(source) if now == files => Err(Failed::For(self.sort_failed(source, &files))),
+            _ => Err(Failed::Changed),
+        }
+    }
+
+    /// What is on disk at this moment, where `before` was.
+    fn look(&self, before: Option<&Files>) -> Result<Files, DatabaseError> {
+        let database = metadata(&self.path)?.ok_or_else(|| DatabaseError::Missing {
+            path: self.path.clone(),
+        })?;
+        let real = match before {
+            // Only a symbolic link makes the two differ, then it may point elsewhere by now.
+            Some(before) if before.real == self.path => self.path.clone(),
+            _ => fs::canonicalize(&self.path).map_err(|source| DatabaseError::Look {
+                path: self.path.clone(),
+                source,
+            })?,
+        };
+        let wal = metadata(&beside(&real, "-wal"))?;
+        let journal = metadata(&beside(&real, "-journal"))?;
+        Ok(Files {
+            real,
+            database: Stamp::of(&database),
+            wal: wal.map(|wal| (wal.dev(), wal.ino())),
+            journal_bytes: journal.map_or(0, |journal| journal.size()),
+        })
+    }
+
+    fn sort_failed(&self, source: rusqlite::Error, files: &Files) -> DatabaseError {
+        let path = || self.path.clone();
+        if !may_differ_immutable(&source) {
+            return self.sort(source);
+        }
+        if let Err(errno) = eaccess(&files.real, AccessFlags::R_OK) {
+            return DatabaseError::Unreadable {
+                path: path(),
+                source: errno.into(),
+            };
+        }
+        if files.journal_bytes > 0 {
+            return DatabaseError::HotJournal {
+                path: path(),
+                source,
+            };
+        }
+        if files.wal.is_some() {
+            return DatabaseError::Wal {
+                path: path(),
+                source,
+            };
+        }
+        self.sort(source)
+    }
+
+    fn sort(&self, source: rusqlite::Error) -> DatabaseError {
+        let path = self.path.clone();
+        match source.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                DatabaseError::NotSqlite { path, source }
+            }
+            // SQLITE_ERROR: a table or column that is not there.
+            Some(ErrorCode::Unknown) => DatabaseError::NotNix { path, source },
+            Some(
+                ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::FileLockingProtocolFailed,
+            ) => DatabaseError::Locked { path, source },
+            _ => DatabaseError::Read { path, source },
+        }
+    }
+}
+
+/// Why there is no connection.
+enum Failed {
+    /// The files changed meanwhile: start again.
+    Changed,
+    For(DatabaseError),
+}
+
+impl From<DatabaseError> for Failed {
+    fn from(error: DatabaseError) -> Self {
+        Self::For(error)
+    }
+}
+
+impl Open {
+    /// Whether a query on this connection sees the database that is on disk.
+    fn is_right_for(&self, now: &Files) -> bool {
+        match self.access {
+            Access::Live => {
+                now.database.is_same_file(&self.files.database) && now.wal == self.files.wal
+            }
+            Access::Immutable => *now == self.files && now.is_quiescent(),
+        }
+    }
+}
+
+/// The database's files as they were found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Files {
+    /// The database without symbolic links: its log and journal are beside that.
+    real: PathBuf,
+    database: Stamp,
+    /// Device and inode of the write-ahead log.
+    wal: Option<(u64, u64)>,
+    journal_bytes: u64,
+}
+
+impl Files {
+    /// Whether all that there is is in the database file itself.
+    fn is_quiescent(&self) -> bool {
+        self.wal.is_none() && self.journal_bytes == 0
+    }
+
+    /// Waits until a further change of the database shows in its times. Times ahead of our clock
+    /// are not waited for.
+    fn wait_for_tick(&self) {
+        let (seconds, nanoseconds) = self.database.changed;
+        let changed = u64::try_from(seconds)
+            .ok()
+            .zip(u32::try_from(nanoseconds).ok())
+            .map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
+        let age = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .ok()
+            .zip(changed)
+            .and_then(|(now, changed)| now.checked_sub(changed));
+        if let Some(rest) = age.and_then(|age| TICK.checked_sub(age)) {
+            thread::sleep(rest);
+        }
+    }
+}
+
+/// What of a file changes when it is written or replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds, as all times here.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+/// A connection whose schema has been read, so that it is known to work.
+fn connect_as(path: &Path, access: Access) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(uri(path, access), flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    rows::prepare(&connection)?;
+    Ok(connection)
+}
+
+/// `file:///PATH?mode=ro`, everything percent-encoded that is not plainly part of a name.
+fn uri(path: &Path, access: Access) -> String {
+    let mut uri = String::from("file://");
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' => {
+                uri.push(char::from(byte));
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri.push_str(match access {
+        Access::Live => "?mode=ro",
+        Access::Immutable => "?mode=ro&immutable=1",
+    });
+    uri
+}
+
+/// Whether it may fail for want of write permission alone. Not when the content was read and
+/// found wrong, nor when a writer was in the way.
+fn may_differ_immutable(error: &rusqlite::Error) -> bool {
+    !matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::NotADatabase
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::Unknown
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::FileLockingProtocolFailed
+        )
+    )
+}
+
+fn metadata(path: &Path) -> Result<Option<fs::Metadata>, DatabaseError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(DatabaseError::Look {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of Nix's kind with one path, whose size is told by [`size`].
+    fn database(dir: &tempfile::TempDir) -> Database {
+        let path = dir.path().join("db.sqlite");
+        let connection = Connection::open(&path).expect("create");
+        let schema = "\
+            CREATE TABLE ValidPaths (id integer primary key, path text unique, hash text, \
+                deriver text, narSize integer, ultimate integer, sigs text, ca text); \
+            CREATE TABLE Refs (referrer integer, reference integer); \
+            INSERT INTO ValidPaths (id, path, narSize) VALUES (1, 'path', 0)";
+        connection.execute_batch(schema).expect("schema");
+        Database::new(path)
+    }
+
+    fn resize(path: &Path, size: i64) {
+        let connection = Connection::open(path).expect("open");
+        connection
+            .execute("UPDATE ValidPaths SET narSize = ?1", [size])
+            .expect("update");
+    }
+
+    fn size(connection: &Connection) -> rusqlite::Result<i64> {
+        connection.query_row("SELECT narSize FROM ValidPaths", [], |row| row.get(0))
+    }
+
+    #[test]
+    fn an_immutable_answer_is_dropped_when_the_file_changes_during_the_query() {
+        let dir = tempfile::tempdir().expect("directory");
+        let mut database = database(&dir);
+        let files = database.look(None).expect("look");
+        files.wait_for_tick();
+        let open = database.connect(files, Access::Immutable);
+        database.open = Some(open.unwrap_or_else(|_| panic!("connect")));
+
+        let path = database.path.clone();
+        let mut answers = Vec::new();
+        let answer = database.read(|connection| {
+            answers.push(size(connection)?);
+            if answers.len() == 1 {
+                resize(&path, 42);
+            }
+            size(connection)
+        });
+        assert_eq!(answer.expect("an answer"), 42);
+        assert_eq!(answers, [0, 42]);
+    }
+
+    #[test]
+    fn a_database_that_never_rests_gives_no_immutable_answer() {
+        let dir = tempfile::tempdir().expect("directory");
+        let mut database = database(&dir);
+        let path = database.path.clone();
+        let mut count = 0;
+        let answer = database.read(|connection| {
+            count += 1;
+            resize(&path, count);
+            fs::rename(&path, path.with_extension("old")).expect("rename");
+            fs::copy(path.with_extension("old"), &path).expect("copy");
+            connection.query_row("SELECT no_such_column FROM ValidPaths", [], |_| Ok(()))
+        });
+        let error = answer.expect_err("nothing is certain");
+        assert!(
+            matches!(error, DatabaseError::Unsettled { .. }),
+            "{error:?}"
+        );
+        assert!(error.is_transient());
+        assert_eq!(count, ATTEMPTS as i64);
+    }
+
+    #[test]
+    fn a_file_that_was_just_written_is_let_rest_for_a_tick() {
+        let dir = tempfile::tempdir().expect("directory");
+        let mut database = database(&dir);
+        resize(&database.path, 1);
+        let files = database.look(None).expect("look");
+        files.wait_for_tick();
+        let (seconds, nanoseconds) = files.database.changed;
+        let changed = Duration::new(seconds.unsigned_abs(), nanoseconds.unsigned_abs() as u32);
+        let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock");
+        assert!(now - changed >= TICK, "{:?}", now - changed);
+        assert_eq!(database.read(size).expect("read"), 1);
+    }
+
+    #[test]
+    fn a_uri_names_any_path() {
+        let path = Path::new("/a b/c?d#e%f&g/h-i_j.k");
+        assert_eq!(
+            uri(path, Access::Live),
+            "file:///a%20b/c%3Fd%23e%25f%26g/h-i_j.k?mode=ro"
+        );
+        let odd = Path::new(std::ffi::OsStr::from_bytes(b"//\xff"));
+        assert_eq!(
+            uri(odd, Access::Immutable),
+            "file:////%FF?mode=ro&immutable=1"
+        );
+    }
+}

@@ -1,0 +1,541 @@
+//! Layer 2: the local store. Owns the connection to the Nix database, the sharing rule, and the
+//! reading of NARs. Never writes, never speaks to the network, and never touches a database or a
+//! file on an async thread.
+//!
+//! What is found is read from the database at the very request: the store changes under us, and
+//! garbage collection is no event that anyone tells.
+
+mod database;
+mod database_error;
+mod directories;
+mod layouts;
+mod nar;
+mod nar_error;
+mod rows;
+mod sharing;
+mod tree;
+mod workers;
+
+use std::{
+    collections::HashSet,
+    error::Error,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+
+pub use database_error::DatabaseError;
+pub use nar::{CHUNK_BYTES, Nar, NarStream, STREAM_BYTES};
+pub use nar_error::NarError;
+pub use rows::LocalPath;
+pub use sharing::{Decision, NotSharedReason, SharePolicy};
+
+use self::{
+    database::Database,
+    layouts::Layouts,
+    workers::{Bounds, Job, Refused, Workers},
+};
+use crate::{
+    config,
+    format::{PathInfo, StoreDir, StorePathHash},
+};
+
+const BOUNDS: Bounds = Bounds {
+    threads: 2,
+    queue: 4_096,
+    answer_within: Duration::from_secs(2),
+    release_after: Duration::from_secs(5),
+    stuck_after: Duration::from_secs(60),
+};
+
+/// Damaged paths that are named in the journal, each once. Whoever has more knows it by then.
+const MOST_DAMAGED: usize = 1_024;
+
+/// Why a start should not go on as if the store were in order.
+#[derive(Debug, thiserror::Error)]
+#[error("the Nix database cannot be used")]
+pub struct OpenError(#[source] DatabaseError);
+
+/// Why there is no answer about a path.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing is held at the moment.
+    #[error("the Nix database is unavailable")]
+    Unavailable(#[source] Arc<DatabaseError>),
+    /// A request has been running for so long that nothing more is asked: a dead disk.
+    #[error("the store has not answered for {} s", since.as_secs())]
+    Stuck {
+        /// For how long.
+        since: Duration,
+    },
+    /// No answer came in time.
+    #[error("no answer of the store within {after:?}")]
+    TimedOut {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests wait for the store already")]
+    Busy {
+        /// How many.
+        waiting: usize,
+    },
+    /// There is no thread to ask with.
+    #[error("cannot start a thread to read the store")]
+    Thread(#[source] io::Error),
+    /// The answer was lost to a bug.
+    #[error("the request to the store was lost")]
+    Lost,
+}
+
+/// How the store was last seen.
+#[derive(Debug, Clone)]
+pub enum StoreStatus {
+    /// In order.
+    Available,
+    /// The database holds nothing, for that reason.
+    Unavailable(Arc<DatabaseError>),
+    /// A request has been running for that long.
+    Stuck(Duration),
+}
+
+impl fmt::Display for StoreStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Available => f.write_str("available"),
+            Self::Unavailable(error) => write!(f, "unavailable: {}", Chain(&**error)),
+            Self::Stuck(time) => write!(f, "no answer for {} s", time.as_secs()),
+        }
+    }
+}
+
+/// The store of this machine. Cheap to clone; the last clone ends its threads.
+#[derive(Debug, Clone)]
+pub struct LocalStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: StoreDir,
+    real_dir: PathBuf,
+    workers: Workers,
+    health: Arc<Health>,
+    layouts: Arc<Layouts>,
+    /// Paths whose damage is in the journal already.
+    damaged: Mutex<HashSet<StorePathHash>>,
+}
+
+impl LocalStore {
+    /// Looks whether the database can be read. Without one this is no error, only a warning: it is
+    /// tried again at each request. Starts no thread, so it may come before privileges are dropped.
+    pub fn open(settings: &config::Store) -> Result<Self, OpenError> {
+        let store = Self::unchecked(settings);
+        match Database::new(settings.database.clone()).probe() {
+            Err(error) if error.needs_operator() => Err(OpenError(error)),
+            Err(error) => {
+                store.inner.health.failed(error);
+                Ok(store)
+            }
+            Ok(()) => Ok(store),
+        }
+    }
+
+    /// The same without looking: what is wrong shows at each request.
+    pub fn unchecked(settings: &config::Store) -> Self {
+        Self::with_bounds(settings, BOUNDS)
+    }
+
+    fn with_bounds(settings: &config::Store, bounds: Bounds) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                dir: settings.dir.clone(),
+                real_dir: settings.real_dir().to_owned(),
+                workers: Workers::new(settings.database.clone(), bounds),
+                health: Arc::default(),
+                layouts: Arc::default(),
+                damaged: Mutex::default(),
+            }),
+        }
+    }
+
+    /// What the database says of the valid path with that hash.
+    pub async fn query(&self, hash: StorePathHash) -> Result<Option<LocalPath>, StoreError> {
+        let dir = self.inner.dir.clone();
+        self.run(move |database| lookup(database, &dir, hash)).await
+    }
+
+    /// The path if it may leave this machine, with the signatures to send.
+    pub async fn shared(
+        &self,
+        hash: StorePathHash,
+        policy: &Arc<SharePolicy>,
+    ) -> Result<Option<PathInfo>, StoreError> {
+        Ok(match self.decide(hash, policy).await? {
+            Some(Decision::Shared(info)) => Some(info),
+            Some(Decision::NotShared(_)) | None => None,
+        })
+    }
+
+    /// Whether the path may leave this machine, or why not; nothing if it is not held.
+    pub async fn decide(
+        &self,
+        hash: StorePathHash,
+        policy: &Arc<SharePolicy>,
+    ) -> Result<Option<Decision>, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let policy = Arc::clone(policy);
+        self.run(move |database| {
+            let Some(path) = lookup(database, &inner.dir, hash)? else {
+                return Ok(None);
+            };
+            // The collector deletes rows first, but a damaged store has rows without files.
+            let file = inner.real_dir.join(path.info.path.basename());
+            if let Err(error) = fs::symlink_metadata(file) {
+                log::debug!(hash:% = hash, reason:% = error; "valid, but has no file");
+                return Ok(None);
+            }
+            policy
+                .decide(path, |hash| lookup(database, &inner.dir, hash))
+                .map(Some)
+        })
+        .await
+    }
+
+    /// The highest id of a valid path, 0 if nothing is held: grows whenever a path is added.
+    pub async fn generation(&self) -> Result<u64, StoreError> {
+        self.run(|database| database.read(rows::generation)).await
+    }
+
+    /// Walks the path's tree, unless that was done lately, and checks that its NAR has the
+    /// registered size. What the files contain is not checked.
+    pub async fn nar(&self, info: &PathInfo) -> Result<Nar, NarError> {
+        let inner = Arc::clone(&self.inner);
+        let info = info.clone();
+        let path = info.path.clone();
+        let opened = spawn_blocking(move || {
+            let opened = Nar::open(&inner.real_dir, &info, &inner.layouts);
+            if let Err(error @ NarError::SizeMismatch { .. }) = &opened {
+                inner.note_damage(&info, error);
+            }
+            opened
+        });
+        opened.await.unwrap_or(Err(NarError::Interrupted { path }))
+    }
+
+    /// How the store was last seen.
+    pub fn status(&self) -> StoreStatus {
+        match self.inner.workers.stuck() {
+            Some(time) => StoreStatus::Stuck(time),
+            None => self.inner.health.status(),
+        }
+    }
+
+    /// The logical store directory.
+    pub fn dir(&self) -> &StoreDir {
+        &self.inner.dir
+    }
+
+    /// Where its files are.
+    pub fn real_dir(&self) -> &Path {
+        &self.inner.real_dir
+    }
+
+    /// Has `work` done by a store thread.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let health = Arc::clone(&self.inner.health);
+        let job = move |database: &mut Database| {
+            if reply.is_closed() {
+                return;
+            }
+            let answer = match work(database) {
+                Ok(value) => {
+                    health.worked();
+                    Ok(value)
+                }
+                Err(error) => Err(StoreError::Unavailable(health.failed(error))),
+            };
+            // Whoever asked may have gone.
+            reply.send(answer).ok();
+        };
+        self.inner.submit(Box::new(job))?;
+        let after = self.inner.workers.bounds.answer_within;
+        match timeout(after, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(StoreError::Lost),
+            Err(_) => Err(StoreError::TimedOut { after }),
+        }
+    }
+}
+
+impl Inner {
+    fn submit(&self, job: Job) -> Result<(), StoreError> {
+        self.workers.submit(job).map_err(|refused| match refused {
+            Refused::Full { waiting } => StoreError::Busy { waiting },
+            Refused::NoThread(error) => StoreError::Thread(error),
+            Refused::Stuck(since) => {
+                self.health.stuck(since);
+                StoreError::Stuck { since }
+            }
+        })
+    }
+
+    /// Says once for each path that it is not what was registered.
+    fn note_damage(&self, info: &PathInfo, error: &NarError) {
+        let mut damaged = lock(&self.damaged);
+        if damaged.len() < MOST_DAMAGED && damaged.insert(info.path.hash()) {
+            log::warn!(
+                hash:% = info.path.hash(),
+                store_path:% = info.path.display(&self.dir),
+                reason:% = error;
+                "the store is damaged: {error}; `nix-store --repair-path` may help"
+            );
+        }
+    }
+}
+
+/// What was last seen of the database, so that only changes are told.
+#[derive(Debug, Default)]
+struct Health(Mutex<LastSeen>);
+
+#[derive(Debug, Default)]
+struct LastSeen {
+    error: Option<Arc<DatabaseError>>,
+    stuck: bool,
+}
+
+impl Health {
+    fn worked(&self) {
+        let mut last = lock(&self.0);
+        if last.error.take().is_some() || std::mem::take(&mut last.stuck) {
+            log::info!("the Nix database is available again");
+        }
+    }
+
+    fn failed(&self, error: DatabaseError) -> Arc<DatabaseError> {
+        let error = Arc::new(error);
+        if error.is_transient() {
+            log::debug!(reason:% = Chain(&*error); "no answer of the Nix database");
+            return error;
+        }
+        let before = lock(&self.0).error.replace(Arc::clone(&error));
+        match before {
+            None => {
+                log::warn!(reason:% = Chain(&*error); "nothing is held: {}", Chain(&*error));
+            }
+            Some(before) if before.to_string() != error.to_string() => {
+                log::info!(reason:% = Chain(&*error); "still nothing is held: {}", Chain(&*error));
+            }
+            Some(_) => {}
+        }
+        error
+    }
+
+    fn stuck(&self, since: Duration) {
+        let mut last = lock(&self.0);
+        if !std::mem::replace(&mut last.stuck, true) {
+            log::warn!(
+                "nothing is held: the store has not answered for {} s",
+                since.as_secs()
+            );
+        }
+    }
+
+    fn status(&self) -> StoreStatus {
+        match &lock(&self.0).error {
+            Some(error) => StoreStatus::Unavailable(Arc::clone(error)),
+            None => StoreStatus::Available,
+        }
+    }
+}
+
+/// An error with all that caused it, in one line.
+struct Chain<'a>(&'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut at = self.0;
+        while let Some(source) = at.source() {
+            write!(f, ": {source}")?;
+            at = source;
+        }
+        Ok(())
+    }
+}
+
+fn lookup(
+    database: &mut Database,
+    dir: &StoreDir,
+    hash: StorePathHash,
+) -> Result<Option<LocalPath>, DatabaseError> {
+    database.read(|connection| rows::path(connection, dir, hash))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change under these locks is whole even if something panics after it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Instant};
+
+    use super::*;
+    use crate::config::Config;
+
+    fn store(bounds: Bounds) -> LocalStore {
+        let text = "[store]\ndatabase = \"/nonexistent/db.sqlite\"";
+        LocalStore::with_bounds(&Config::parse(text).expect("settings").store, bounds)
+    }
+
+    /// Begins a job on each thread that ends when its sender is dropped.
+    fn occupy(store: &LocalStore) -> Vec<mpsc::Sender<()>> {
+        let threads = 0..BOUNDS.threads;
+        let (started, has_started) = mpsc::channel();
+        threads
+            .map(|_| {
+                let (end, ended) = mpsc::channel::<()>();
+                let started = started.clone();
+                let job: Job = Box::new(move |_| {
+                    started.send(()).expect("the test waits");
+                    ended.recv().expect_err("nothing is sent");
+                });
+                store.inner.submit(job).expect("submit");
+                has_started.recv().expect("started");
+                end
+            })
+            .collect()
+    }
+
+    async fn answers(store: &LocalStore) -> Result<&'static str, StoreError> {
+        store.run(|_| Ok("answer")).await
+    }
+
+    fn until(condition: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !condition() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "in vain");
+            thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once() {
+        let store = store(Bounds { queue: 3, ..BOUNDS });
+        let ends = occupy(&store);
+        for _ in 0..3 {
+            store.inner.submit(Box::new(|_| {})).expect("there is room");
+        }
+        let error = answers(&store).await.expect_err("full");
+        assert!(
+            matches!(error, StoreError::Busy { waiting: 3 }),
+            "{error:?}"
+        );
+        drop(ends);
+        until(|| store.inner.submit(Box::new(|_| {})).is_ok());
+        assert_eq!(answers(&store).await.expect("an answer"), "answer");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_long_for_a_dead_disk() {
+        let store = store(Bounds {
+            answer_within: Duration::from_millis(1),
+            ..BOUNDS
+        });
+        let ends = occupy(&store);
+        let error = answers(&store).await.expect_err("too late");
+        assert!(matches!(error, StoreError::TimedOut { .. }), "{error:?}");
+        assert!(matches!(store.status(), StoreStatus::Available));
+        drop(ends);
+    }
+
+    #[tokio::test]
+    async fn a_stuck_thread_makes_the_store_unavailable_until_it_is_back() {
+        let store = store(Bounds {
+            stuck_after: Duration::ZERO,
+            ..BOUNDS
+        });
+        let (end, ended) = mpsc::channel::<()>();
+        let (started, has_started) = mpsc::channel();
+        let job: Job = Box::new(move |_| {
+            started.send(()).expect("the test waits");
+            ended.recv().expect_err("nothing is sent");
+        });
+        store.inner.submit(job).expect("submit");
+        has_started.recv().expect("started");
+
+        let error = answers(&store).await.expect_err("stuck");
+        assert!(matches!(error, StoreError::Stuck { .. }), "{error:?}");
+        assert!(matches!(store.status(), StoreStatus::Stuck(_)));
+        drop(end);
+        until(|| matches!(store.status(), StoreStatus::Available));
+        assert_eq!(answers(&store).await.expect("an answer"), "answer");
+    }
+
+    #[tokio::test]
+    async fn a_bug_in_one_request_is_not_the_end_of_the_others() {
+        let store = store(BOUNDS);
+        for _ in 0..5 {
+            let lost = store.run(|_| -> Result<(), _> { panic!("a bug") }).await;
+            assert!(matches!(lost, Err(StoreError::Lost)), "{lost:?}");
+        }
+        assert_eq!(answers(&store).await.expect("an answer"), "answer");
+    }
+
+    #[tokio::test]
+    async fn threads_are_named_and_few_and_end_with_the_store() {
+        let store = store(BOUNDS);
+        let (send, names) = mpsc::channel();
+        for _ in 0..50 {
+            let send = send.clone();
+            let job: Job = Box::new(move |_| {
+                let name = thread::current().name().map(str::to_owned);
+                send.send((name, thread::current().id()))
+                    .expect("the test listens");
+            });
+            store.inner.submit(job).expect("submit");
+        }
+        let mut threads: HashSet<_> = names.iter().take(50).collect();
+        assert!(threads.len() <= 2, "{threads:?}");
+        assert!(
+            threads
+                .drain()
+                .all(|(name, _)| name.is_some_and(|it| it.starts_with("store-")))
+        );
+
+        let (alive, ended) = mpsc::channel::<()>();
+        store
+            .inner
+            .submit(Box::new(move |_| drop(alive)))
+            .expect("submit");
+        ended.recv().expect_err("the job is done");
+        let queue = store.inner.workers.threads();
+        drop(store);
+        until(|| queue() == 0);
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_asker_has_gone_is_not_made() {
+        let store = store(BOUNDS);
+        let ends = occupy(&store);
+        let (asked, was_asked) = mpsc::channel();
+        let request = store.run(move |_| {
+            asked.send(()).expect("the test listens");
+            Ok(())
+        });
+        let gone = timeout(Duration::ZERO, request).await;
+        assert!(gone.is_err());
+        drop(ends);
+        was_asked
+            .recv()
+            .expect_err("dropped without having been run");
+    }
+}

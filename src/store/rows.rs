@@ -1,0 +1,154 @@
+//! The rows of the Nix database, and what is made of them.
+
+use rusqlite::{Connection, types::ValueRef};
+
+use crate::format::{
+    ContentAddress, NarHash, PathInfo, Signature, StoreDir, StorePath, StorePathHash,
+};
+
+/// The path and its references in one statement: one snapshot, because we sign what we read.
+const PATH: &str = "\
+    SELECT p.id, p.path, p.hash, p.narSize, p.deriver, p.ultimate, p.sigs, p.ca, f.reference, r.path \
+    FROM (SELECT * FROM ValidPaths WHERE path >= ?1 AND path < ?2 ORDER BY path LIMIT 1) p \
+    LEFT JOIN Refs f ON f.referrer = p.id \
+    LEFT JOIN ValidPaths r ON r.id = f.reference";
+
+const GENERATION: &str = "SELECT max(id) FROM ValidPaths";
+
+/// What the store knows of a path, read from the database at this very request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPath {
+    /// What goes into a narinfo.
+    pub info: PathInfo,
+    /// Number of its registration; a path that is deleted and made again gets a higher one.
+    pub id: i64,
+    /// Whether it was built on this machine.
+    pub ultimate: bool,
+    /// The ids of `info.references`, in that order.
+    pub(super) reference_ids: Vec<i64>,
+}
+
+/// Compiles the statements: fails where a query would.
+pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.prepare_cached(PATH)?;
+    connection.prepare_cached(GENERATION)?;
+    Ok(())
+}
+
+/// The valid path with that hash. A row that cannot be understood is not held.
+pub(super) fn path(
+    connection: &Connection,
+    dir: &StoreDir,
+    hash: StorePathHash,
+) -> rusqlite::Result<Option<LocalPath>> {
+    let mut statement = connection.prepare_cached(PATH)?;
+    // All names with this hash, and nothing else: '.' is the byte after '-'.
+    let first = format!("{dir}/{hash}-");
+    let end = format!("{dir}/{hash}.");
+    let mut rows = statement.query((first, end))?;
+
+    let Some(row) = rows.next()? else {
+        return Ok(None);
+    };
+    let mut found = match local_path(row, dir, hash)? {
+        Ok(found) => found,
+        Err(fault) => {
+            log::debug!(hash:% = hash; "the database has {fault} for this path, so it is not held");
+            return Ok(None);
+        }
+    };
+    let mut references = Vec::new();
+    let mut next = Some(row);
+    while let Some(row) = next {
+        match reference(row, dir)? {
+            Ok(Some(reference)) => references.push(reference),
+            Ok(None) => {}
+            Err(fault) => {
+                log::debug!(hash:% = hash; "the database has {fault} for this path, so it is not held");
+                return Ok(None);
+            }
+        }
+        next = rows.next()?;
+    }
+    references.sort_unstable();
+    (found.info.references, found.reference_ids) = references.into_iter().unzip();
+    Ok(Some(found))
+}
+
+/// The highest id, 0 for an empty store.
+pub(super) fn generation(connection: &Connection) -> rusqlite::Result<u64> {
+    let highest: Option<i64> = connection
+        .prepare_cached(GENERATION)?
+        .query_row([], |row| row.get(0))?;
+    Ok(highest.and_then(|id| u64::try_from(id).ok()).unwrap_or(0))
+}
+
+/// What makes a row unusable: for the journal at debug.
+type Fault = &'static str;
+
+fn local_path(
+    row: &rusqlite::Row<'_>,
+    dir: &StoreDir,
+    hash: StorePathHash,
+) -> rusqlite::Result<Result<LocalPath, Fault>> {
+    let Some(path) = text(row.get_ref(1)?).and_then(|path| StorePath::parse(dir, path).ok()) else {
+        return Ok(Err("no proper name"));
+    };
+    if path.hash() != hash {
+        return Ok(Err("another hash"));
+    }
+    let nar_hash = text(row.get_ref(2)?).and_then(|hash| NarHash::parse_prefixed(hash).ok());
+    let Some(nar_hash) = nar_hash else {
+        return Ok(Err("no proper NAR hash"));
+    };
+    let nar_size = number(row.get_ref(3)?).and_then(|size| u64::try_from(size).ok());
+    let Some(nar_size) = nar_size.filter(|&size| size > 0) else {
+        return Ok(Err("no NAR size"));
+    };
+    let ca = match row.get_ref(7)? {
+        ValueRef::Null => None,
+        ca => match text(ca).map(ContentAddress::parse) {
+            Some(Ok(ca)) => Some(ca),
+            _ => return Ok(Err("a content address that we do not know")),
+        },
+    };
+    let sigs = text(row.get_ref(6)?).unwrap_or_default();
+    Ok(Ok(LocalPath {
+        info: PathInfo {
+            path,
+            nar_hash,
+            nar_size,
+            references: Vec::new(),
+            deriver: text(row.get_ref(4)?).and_then(|path| StorePath::parse(dir, path).ok()),
+            signatures: sigs
+                .split_ascii_whitespace()
+                .filter_map(|sig| Signature::parse(sig).ok())
+                .collect(),
+            ca,
+        },
+        id: row.get(0)?,
+        ultimate: number(row.get_ref(5)?).is_some_and(|ultimate| ultimate != 0),
+        reference_ids: Vec::new(),
+    }))
+}
+
+fn reference(
+    row: &rusqlite::Row<'_>,
+    dir: &StoreDir,
+) -> rusqlite::Result<Result<Option<(StorePath, i64)>, Fault>> {
+    let Some(id) = number(row.get_ref(8)?) else {
+        return Ok(Ok(None));
+    };
+    let path = text(row.get_ref(9)?).and_then(|path| StorePath::parse(dir, path).ok());
+    Ok(path
+        .map(|path| Some((path, id)))
+        .ok_or("a reference without a proper name"))
+}
+
+fn text(value: ValueRef<'_>) -> Option<&str> {
+    value.as_str().ok()
+}
+
+fn number(value: ValueRef<'_>) -> Option<i64> {
+    value.as_i64().ok()
+}
