@@ -32,5 +32,6 @@
 pub mod config;
 pub mod format;
 pub mod idle;
+pub mod lan;
 pub mod protocol;
 pub mod store;

@@ -1,0 +1,143 @@
+//! The UDP sockets: which of them reaches whom, and sending without ever waiting.
+
+use std::{
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    os::fd::AsRawFd,
+    task::{Context, Poll},
+};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use socket2::SockRef;
+use tokio::net::UdpSocket;
+
+use super::LanError;
+use crate::protocol::{Network, canonical};
+
+/// One socket, ours or inherited.
+#[derive(Debug)]
+pub(super) struct Socket {
+    socket: UdpSocket,
+    local: SocketAddr,
+    is_ipv6: bool,
+    speaks_ipv4: bool,
+}
+
+impl Socket {
+    pub(super) fn new(socket: UdpSocket) -> Result<Self, LanError> {
+        let bound = socket.local_addr().map_err(LanError::LocalAddress)?;
+        let inspect = |source| LanError::Prepare {
+            address: bound,
+            source,
+        };
+        socket.set_broadcast(true).map_err(inspect)?;
+        let local = canonical(bound);
+        let is_ipv6 = bound.is_ipv6();
+        let speaks_ipv4 = match bound.ip() {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(ip) if ip.is_unspecified() => {
+                !SockRef::from(&socket).only_v6().map_err(inspect)?
+            }
+            IpAddr::V6(_) => local.is_ipv4(),
+        };
+        Ok(Self {
+            socket,
+            local,
+            is_ipv6,
+            speaks_ipv4,
+        })
+    }
+
+    /// Where it is bound, canonical.
+    pub(super) fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Whether a datagram from `source` may be one that this socket sent; `is_ours` knows
+    /// the addresses of the machine.
+    pub(super) fn may_have_sent(
+        &self,
+        source: SocketAddr,
+        is_ours: impl Fn(IpAddr) -> bool,
+    ) -> bool {
+        let any = self.local.ip().is_unspecified();
+        source.port() == self.local.port()
+            && (source.ip() == self.local.ip() || any && is_ours(source.ip()))
+    }
+
+    pub(super) fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_recv_ready(context)
+    }
+
+    /// One datagram, if there is one; longer ones are cut to the buffer.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.try_recv_from(buffer)
+    }
+
+    /// Sends now or not at all. The socket is asked itself, as its readiness is not known
+    /// before the runtime has polled it once.
+    pub(super) fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let to = self.destination(to);
+        SockRef::from(&self.socket).send_to(bytes, &to.into())?;
+        Ok(())
+    }
+
+    /// Sends to all of a network, through its interface whatever the routes say.
+    pub(super) fn broadcast(&self, network: &Network, port: u16, bytes: &[u8]) -> io::Result<()> {
+        let to = self.destination(SocketAddr::new(network.broadcast.into(), port));
+        let through = libc::in_pktinfo {
+            ipi_ifindex: i32::try_from(network.interface).unwrap_or(0),
+            ipi_spec_dst: libc::in_addr { s_addr: 0 },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        };
+        sendmsg(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            &[ControlMessage::Ipv4PacketInfo(&through)],
+            MsgFlags::empty(),
+            Some(&SockaddrStorage::from(to)),
+        )?;
+        Ok(())
+    }
+
+    /// `to` as this socket's family writes it.
+    fn destination(&self, to: SocketAddr) -> SocketAddr {
+        match to {
+            SocketAddr::V4(v4) if self.is_ipv6 => {
+                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+            }
+            _ => to,
+        }
+    }
+}
+
+/// The socket to broadcast on `network` through.
+pub(super) fn for_network<'a>(sockets: &'a [Socket], network: &Network) -> Option<&'a Socket> {
+    let address = IpAddr::V4(network.address);
+    let able = |socket: &&Socket| {
+        let bound = socket.local.ip();
+        socket.speaks_ipv4 && (bound.is_unspecified() || bound == address)
+    };
+    sockets.iter().find(able)
+}
+
+/// The socket to send to `peer` through: one that is bound to no address rather than one
+/// that is, and of those one on the same side of the loopback.
+pub(super) fn for_peer(sockets: &[Socket], peer: SocketAddr) -> Option<&Socket> {
+    let able = |socket: &&Socket| match peer {
+        SocketAddr::V4(_) => socket.speaks_ipv4,
+        SocketAddr::V6(_) => socket.is_ipv6 && socket.local.is_ipv6(),
+    };
+    let rank = |socket: &&Socket| {
+        let bound = socket.local.ip();
+        let same_side = bound.is_loopback() == peer.ip().is_loopback();
+        if bound.is_unspecified() {
+            0
+        } else if same_side {
+            1
+        } else {
+            2
+        }
+    };
+    sockets.iter().filter(able).min_by_key(rank)
+}
