@@ -33,5 +33,6 @@ pub mod config;
 pub mod format;
 pub mod idle;
 pub mod lan;
+pub mod peer;
 pub mod protocol;
 pub mod store;

@@ -1,0 +1,334 @@
+//! HTTP to one peer: fetch a narinfo, open a NAR at any byte. Owns the connections and their
+//! clocks; decides nothing about trust and never follows where an answer points.
+//!
+//! Everything a peer sends is bounded here: connect time, head time, body size, stalls.
+
+mod address;
+
+use std::{
+    ops::Range,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use reqwest::{
+    Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_RANGE, HOST, RANGE},
+};
+
+use crate::protocol::PeerAddr;
+
+/// A peer of the same network accepts within one round trip; a host that is gone says nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A narinfo is one database query away, from a daemon that is awake.
+const NARINFO_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The head of a NAR answer comes after the holder has listed the path's files.
+const NAR_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Idle connections end before the holder's own limit ends them.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a peer did not give what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// No connection.
+    #[error("cannot connect to {peer}")]
+    Connect {
+        /// The peer.
+        peer: PeerAddr,
+        /// The cause.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// No answer in time.
+    #[error("{peer} did not answer within {}ms", limit.as_millis())]
+    Late {
+        /// The peer.
+        peer: PeerAddr,
+        /// What it was given.
+        limit: Duration,
+    },
+    /// An answer other than 200 or 206.
+    #[error("{peer} answered {status}")]
+    Status {
+        /// The peer.
+        peer: PeerAddr,
+        /// Its answer.
+        status: StatusCode,
+    },
+    /// A body that is longer than it may be, or of another length than the NAR.
+    #[error("{peer} announced {found} bytes where {expected} are right")]
+    Length {
+        /// The peer.
+        peer: PeerAddr,
+        /// The upper bound, or the exact length.
+        expected: u64,
+        /// What it announced or sent.
+        found: u64,
+    },
+    /// A range answer for other bytes than asked, or an encoded body.
+    #[error("{peer} answered with other bytes than it was asked for")]
+    OtherBytes {
+        /// The peer.
+        peer: PeerAddr,
+    },
+    /// The connection broke.
+    #[error("the connection to {peer} broke")]
+    Broken {
+        /// The peer.
+        peer: PeerAddr,
+        /// The cause.
+        #[source]
+        source: reqwest::Error,
+    },
+}
+
+impl PeerError {
+    /// Whether the same request may succeed in a moment: the daemon over there restarts, or
+    /// has no room. Wrong bytes do not become right.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Late { .. } | Self::Broken { .. } => true,
+            Self::Status { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+            Self::Length { .. } | Self::OtherBytes { .. } => false,
+        }
+    }
+
+    /// A word for metrics and the journal.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "unreachable",
+            Self::Late { .. } => "late",
+            Self::Status { .. } => "refused",
+            Self::Length { .. } => "wrong-length",
+            Self::OtherBytes { .. } => "other-bytes",
+            Self::Broken { .. } => "broken",
+        }
+    }
+}
+
+/// The client. Cheap to clone; clones share connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client that ignores proxies of the environment, follows no redirect, decodes
+    /// nothing and speaks HTTP/1.1.
+    pub fn new() -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+            .dns_resolver(address::OnlyOurNames)
+            .build()?;
+        Ok(Self { http })
+    }
+
+    /// The body of `path` at `peer`, at most `limit` bytes.
+    pub async fn narinfo(
+        &self,
+        peer: PeerAddr,
+        path: &str,
+        limit: u64,
+    ) -> Result<Bytes, PeerError> {
+        let fetch = async {
+            let response = self.send(peer, path, None).await?;
+            if response.status() != StatusCode::OK {
+                return Err(PeerError::Status {
+                    peer,
+                    status: response.status(),
+                });
+            }
+            whole(peer, response, limit).await
+        };
+        tokio::time::timeout(NARINFO_TIMEOUT, fetch)
+            .await
+            .unwrap_or(Err(PeerError::Late {
+                peer,
+                limit: NARINFO_TIMEOUT,
+            }))
+    }
+
+    /// Opens `range`, not empty, of the NAR of `size` bytes behind `path`. A holder without
+    /// ranges is read from its start; what comes before the range is dropped in [`NarBody`].
+    pub async fn nar(
+        &self,
+        peer: PeerAddr,
+        path: &str,
+        range: Range<u64>,
+        size: u64,
+    ) -> Result<NarBody, PeerError> {
+        let partial = range != (0..size);
+        let sent = self.send(peer, path, partial.then_some(&range));
+        let response = tokio::time::timeout(NAR_HEAD_TIMEOUT, sent)
+            .await
+            .unwrap_or(Err(PeerError::Late {
+                peer,
+                limit: NAR_HEAD_TIMEOUT,
+            }))?;
+        if response.headers().contains_key(CONTENT_ENCODING) {
+            return Err(PeerError::OtherBytes { peer });
+        }
+        let wanted = range.end - range.start;
+        let (skip, expected) = match response.status() {
+            StatusCode::OK => (range.start, size),
+            StatusCode::PARTIAL_CONTENT if partial && is_range(&response, &range, size) => {
+                (0, wanted)
+            }
+            StatusCode::PARTIAL_CONTENT => return Err(PeerError::OtherBytes { peer }),
+            status => return Err(PeerError::Status { peer, status }),
+        };
+        match response.content_length() {
+            Some(found) if found != expected => Err(PeerError::Length {
+                peer,
+                expected,
+                found,
+            }),
+            _ => Ok(NarBody {
+                peer,
+                body: Box::pin(response.bytes_stream()),
+                skip,
+                left: wanted,
+                beyond: expected - skip - wanted,
+            }),
+        }
+    }
+
+    /// Sends a request; once more if the connection broke before an answer, as one that was
+    /// kept open does when the daemon over there has gone to sleep in between.
+    async fn send(
+        &self,
+        peer: PeerAddr,
+        path: &str,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response, PeerError> {
+        match self.send_once(peer, path, range).await {
+            Err(PeerError::Broken { .. }) => self.send_once(peer, path, range).await,
+            sent => sent,
+        }
+    }
+
+    async fn send_once(
+        &self,
+        peer: PeerAddr,
+        path: &str,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response, PeerError> {
+        let mut request = self
+            .http
+            .get(address::url(peer.socket_addr(), path))
+            .header(HOST, address::host(peer.socket_addr()));
+        if let Some(range) = range {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        request.send().await.map_err(|source| {
+            if source.is_connect() {
+                PeerError::Connect { peer, source }
+            } else {
+                PeerError::Broken { peer, source }
+            }
+        })
+    }
+}
+
+/// The rest of a NAR at one holder: exactly as many bytes as were asked for, or an error.
+pub struct NarBody {
+    peer: PeerAddr,
+    body: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send + Sync>>,
+    /// Bytes before the wanted ones, still to be dropped.
+    skip: u64,
+    /// Wanted bytes still to come.
+    left: u64,
+    /// Bytes that a holder without ranges sends after the wanted ones; not read.
+    beyond: u64,
+}
+
+impl Stream for NarBody {
+    type Item = Result<Bytes, PeerError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let peer = self.peer;
+        if self.left == 0 && self.beyond > 0 {
+            return Poll::Ready(None);
+        }
+        loop {
+            let Some(piece) = std::task::ready!(self.body.poll_next_unpin(context)) else {
+                let missing = std::mem::take(&mut self.left);
+                let short = PeerError::Length {
+                    peer,
+                    expected: missing,
+                    found: 0,
+                };
+                return Poll::Ready((missing > 0).then_some(Err(short)));
+            };
+            let mut piece = match piece {
+                Ok(piece) => piece,
+                Err(source) => return Poll::Ready(Some(Err(PeerError::Broken { peer, source }))),
+            };
+            let dropped = self.skip.min(piece.len() as u64);
+            self.skip -= dropped;
+            bytes::Buf::advance(&mut piece, dropped as usize);
+            if piece.is_empty() {
+                continue;
+            }
+            if self.beyond > 0 {
+                piece.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+            }
+            let found = piece.len() as u64;
+            let Some(left) = self.left.checked_sub(found) else {
+                return Poll::Ready(Some(Err(PeerError::Length {
+                    peer,
+                    expected: self.left,
+                    found,
+                })));
+            };
+            self.left = left;
+            return Poll::Ready(Some(Ok(piece)));
+        }
+    }
+}
+
+/// Collects a body of at most `limit` bytes, whatever length it announced.
+async fn whole(peer: PeerAddr, response: Response, limit: u64) -> Result<Bytes, PeerError> {
+    let too_long = |found| PeerError::Length {
+        peer,
+        expected: limit,
+        found,
+    };
+    if let Some(found) = response.content_length().filter(|length| *length > limit) {
+        return Err(too_long(found));
+    }
+    let mut collected = BytesMut::new();
+    let mut body = response.bytes_stream();
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|source| PeerError::Broken { peer, source })?;
+        let found = collected.len() as u64 + piece.len() as u64;
+        if found > limit {
+            return Err(too_long(found));
+        }
+        collected.extend_from_slice(&piece);
+    }
+    Ok(collected.freeze())
+}
+
+/// Whether the answer's `Content-Range` is `bytes FIRST-LAST/SIZE` with our numbers.
+fn is_range(response: &Response, range: &Range<u64>, size: u64) -> bool {
+    let expected = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+    response
+        .headers()
+        .get(CONTENT_RANGE)
+        .is_some_and(|value| value.as_bytes() == expected.as_bytes())
+}
+
+#[cfg(test)]
+mod tests;
