@@ -36,3 +36,4 @@ pub mod lan;
 pub mod peer;
 pub mod protocol;
 pub mod store;
+pub mod system;

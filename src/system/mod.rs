@@ -1,0 +1,20 @@
+//! Layer 2: the host. What systemd and the kernel hand to a daemon and expect of it:
+//! descriptors, notifications, a user without privileges, the journal, keys and files.
+//!
+//! Everything here is synchronous and meant for the prologue of `main`, before any thread
+//! exists, except [`notify`], [`interfaces`], [`nix_conf`] and [`state_file`], which the
+//! running daemon uses too. Nothing here decides what is served or whom to ask.
+
+pub mod config_file;
+pub mod credentials;
+pub mod descriptors;
+pub mod interfaces;
+pub mod journal;
+pub mod nix_conf;
+pub mod notify;
+pub mod privileges;
+mod regular_file;
+pub mod sockets;
+pub mod state_file;
+
+pub use regular_file::ReadError;
