@@ -30,6 +30,7 @@
 )]
 
 pub mod config;
+pub mod finder;
 pub mod format;
 pub mod idle;
 pub mod lan;

@@ -1,0 +1,218 @@
+//! Who has a path, and the verified answer for Nix: the meeting point of the LAN, the peers'
+//! HTTP and the local store. Owns what was found lately and how peers behaved; never speaks
+//! HTTP to a client.
+//!
+//! A lookup asks the LAN, takes the first answer that [`acceptance`] lets through, and
+//! remembers the holder for the NAR request that follows. A [`stream::NarStream`] is one NAR
+//! (or a range of it) from whichever holders can give it.
+
+pub mod acceptance;
+mod asking;
+mod counters;
+mod expected;
+pub mod known;
+mod opening;
+mod patience;
+pub mod standing;
+pub mod stream;
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use log::{debug, info};
+
+use crate::{
+    format::{NarHash, PathInfo, StorePathHash},
+    lan::{self, LanHandle},
+    peer::Client,
+    protocol::{PeerAddr, discovery::PeerInfo},
+    store::{LocalStore, SharePolicy},
+};
+
+use acceptance::Trust;
+pub use counters::{Counters, CountersSnapshot};
+use expected::Expected;
+use known::{Found, Holder, Known};
+use patience::Patience;
+use standing::Standing;
+pub use stream::{NarStream, StreamError};
+
+/// Pause between two lookups for a NAR whose holder may be restarting.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(150);
+
+/// A peer that was heard longer ago has gone, not restarted.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where this machine's part begins: its store, and what of it may be shared.
+#[derive(Debug, Clone)]
+pub struct Holdings {
+    /// The store.
+    pub store: LocalStore,
+    /// What leaves the machine.
+    pub share: Arc<SharePolicy>,
+}
+
+/// What survives a reload of the settings.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    known: Arc<Known>,
+    expected: Arc<Expected>,
+    patience: Arc<Patience>,
+    /// How peers behaved.
+    pub standing: Arc<Standing>,
+    /// What was done so far.
+    pub counters: Arc<Counters>,
+}
+
+/// Finds paths. Cheap to clone; a reload makes a new one with the same [`Memory`].
+#[derive(Debug, Clone)]
+pub struct Finder(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    lan: LanHandle,
+    client: Client,
+    holdings: Holdings,
+    trust: Trust,
+    /// Largest narinfo taken from a peer, in bytes.
+    narinfo_limit: u64,
+    memory: Memory,
+}
+
+impl Finder {
+    /// A finder over these parts.
+    pub fn new(
+        lan: LanHandle,
+        client: Client,
+        holdings: Holdings,
+        trust: Trust,
+        narinfo_limit: u64,
+        memory: Memory,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            lan,
+            client,
+            holdings,
+            trust,
+            narinfo_limit,
+            memory,
+        }))
+    }
+
+    /// The local store and the sharing rule.
+    pub fn holdings(&self) -> &Holdings {
+        &self.0.holdings
+    }
+
+    /// How peers behaved, and what was done so far.
+    pub fn memory(&self) -> &Memory {
+        &self.0.memory
+    }
+
+    /// The peers of the LAN.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        self.0.lan.peers()
+    }
+
+    /// What discovery did so far.
+    pub fn lan_counters(&self) -> lan::Counters {
+        self.0.lan.counters()
+    }
+
+    /// Nix is about to ask: wakes the neighbours.
+    pub fn stir(&self) {
+        self.0.lan.stir();
+    }
+
+    /// The facts of a path that Nix will accept: from the LAN, else from our own store.
+    pub async fn narinfo(&self, hash: StorePathHash) -> Option<Arc<PathInfo>> {
+        let found = match self.ask_where_expected(hash).await {
+            Some(found) => Some(found),
+            None => match self.ask(hash, None, &[]).await {
+                Ok(found) => Some(found),
+                Err(_) => self.own(hash, None).await,
+            },
+        };
+        self.0.memory.counters.lookup(found.is_some());
+        Some(found?.info)
+    }
+
+    /// A path whose NAR can be opened, known from its narinfo or asked for again; with
+    /// `nar_hash` only if that is its NAR.
+    pub async fn nar(&self, hash: StorePathHash, nar_hash: Option<NarHash>) -> Option<Found> {
+        let known = &self.0.memory.known;
+        if let Some(found) = known.fresh(Instant::now(), hash, nar_hash) {
+            return Some(found);
+        }
+        loop {
+            let began = Instant::now();
+            let miss = match self.ask(hash, nar_hash, &[]).await {
+                Ok(found) => return Some(found),
+                Err(miss) => miss,
+            };
+            if let Some(found) = self.own(hash, nar_hash).await {
+                return Some(found);
+            }
+            if let Some(found) = known.stale(hash, nar_hash) {
+                return Some(found);
+            }
+            let until = self.0.memory.patience.until(began)?;
+            if Instant::now() >= until || !(miss.unkept || self.someone_is_silent(began)) {
+                return None;
+            }
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// Whether a peer that answered lately has said nothing `since` the lookup began. Nix was
+    /// promised this NAR, and a daemon that restarts is back in a moment.
+    fn someone_is_silent(&self, since: Instant) -> bool {
+        let is_silent = |peer: &PeerInfo| {
+            let heard = peer.heard.unwrap_or(Duration::MAX);
+            peer.has_answered && heard > since.elapsed() && heard < RESTARTED_WITHIN
+        };
+        self.0.lan.peers().iter().any(is_silent)
+    }
+
+    /// What our own store has of it, if it may be shared and Nix would accept it.
+    async fn own(&self, hash: StorePathHash, nar_hash: Option<NarHash>) -> Option<Found> {
+        let Holdings { store, share } = &self.0.holdings;
+        let info = match store.shared(hash, share).await {
+            Ok(info) => info?,
+            Err(error) => {
+                debug!(hash:% = hash; "our own store did not answer: {error}");
+                return None;
+            }
+        };
+        let proof = self.0.trust.proof(&info).ok()?;
+        let right = nar_hash.is_none_or(|wanted| wanted == info.nar_hash);
+        right.then(|| Found {
+            info: Arc::new(info),
+            proof,
+            holders: VecDeque::from([Holder::Own]),
+        })
+    }
+
+    /// Accounts for bytes that are not what was promised. Only a peer that sent all of them
+    /// can be blamed.
+    fn lied(&self, found: &Found, senders: &[PeerAddr]) {
+        let memory = &self.0.memory;
+        memory.counters.corrupt();
+        let path = found.info.path.display(&self.0.trust.store_dir);
+        if let [peer] = senders {
+            let ban = memory.standing.lied(Instant::now(), *peer);
+            log::warn!(
+                hash:% = found.info.path.hash(), store_path:% = path, peer:% = peer.ip(), reason = "wrong-bytes";
+                "{peer} sent wrong bytes for {path} and is not asked for {} minutes", ban.as_secs() / 60
+            );
+        } else {
+            info!(
+                hash:% = found.info.path.hash(), store_path:% = path, reason = "wrong-bytes";
+                "the bytes of {path} from {} peers together are wrong; none can be blamed", senders.len()
+            );
+        }
+    }
+}
