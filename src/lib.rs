@@ -32,6 +32,7 @@
 pub mod config;
 pub mod finder;
 pub mod format;
+pub mod http;
 pub mod idle;
 pub mod lan;
 pub mod peer;

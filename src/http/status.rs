@@ -1,0 +1,64 @@
+//! `/status`: what this daemon does and knows, as JSON, for people and `peerix status`.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::{
+    App, Service, State,
+    answer::{Answer, content},
+};
+use crate::finder::Finder;
+
+pub(super) fn answer(app: &App, service: &Service) -> Answer {
+    let mut status = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "state": "ready",
+        "uptime-seconds": app.started.elapsed().as_secs(),
+        "store-dir": service.config.store.dir.as_str(),
+        "served": app.counters.snapshot(),
+    });
+    if let Some(trouble) = app.trouble() {
+        status["trouble"] = trouble.into();
+    }
+    match &service.state {
+        State::Ready(finder) => describe(finder, &mut status),
+        State::Degraded { why } => {
+            status["state"] = "degraded".into();
+            status["reason"] = why.as_str().into();
+        }
+    }
+    content("application/json", format!("{status:#}\n"))
+}
+
+fn describe(finder: &Finder, status: &mut Value) {
+    let memory = finder.memory();
+    let peers = finder.peers().into_iter();
+    status["holdings"] = finder.holdings().store.status().to_string().into();
+    status["fetched"] = json!(memory.counters.snapshot());
+    status["banned"] = json!(memory.standing.bans(Instant::now()));
+    status["peers"] = peers
+        .map(|peer| {
+            json!({
+                "address": peer.address.to_string(),
+                "http": peer.http.map(|http| http.to_string()),
+                "kind": peer.kind,
+                "static": peer.is_static,
+                "has-answered": peer.has_answered,
+                "heard-seconds-ago": peer.heard.map(|heard| heard.as_secs()),
+                "generation": peer.about.map(|about| about.generation),
+            })
+        })
+        .collect();
+    let lan = finder.lan_counters();
+    status["discovery"] = json!({
+        "bursts": lan.discovery.bursts,
+        "lookups": lan.discovery.lookups,
+        "datagrams-sent": lan.io.sent,
+        "datagrams-received": lan.discovery.received,
+        "answered-present": lan.io.answered_present,
+        "answered-absent": lan.io.answered_absent,
+        "rate-limited": lan.discovery.rate_limited,
+        "questions-dropped": lan.io.questions_dropped,
+    });
+}
