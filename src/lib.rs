@@ -30,6 +30,7 @@
 )]
 
 pub mod config;
+pub mod daemon;
 pub mod finder;
 pub mod format;
 pub mod http;

@@ -1,0 +1,242 @@
+//! Wires the layers below and owns every task: start, reload, supervision, stop.
+//!
+//! Nothing here knows a format or a datagram. A task that ends unasked ends the daemon: a
+//! process that looks alive and does half its work is worse than one that is started again.
+
+mod beat;
+mod questions;
+mod running;
+mod saved;
+mod setup;
+mod watch;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    finder::Memory,
+    http::{
+        App, Service, State,
+        activity::Activity,
+        counters::Counters,
+        listener::{self, ListenerError, Stop},
+    },
+    lan::{self, LanError},
+    peer::Client,
+    protocol::Interface,
+    system::{
+        interfaces::{self, InterfaceAddress},
+        journal::chain,
+        notify::{Notifier, watchdog_interval},
+        sockets::Sockets,
+        state_file::StateFile,
+    },
+};
+
+use beat::Beat;
+use running::Running;
+pub use setup::{CONFIG_FILE, Options, Setup, SetupError, is_permission};
+
+/// What a daemon is started with.
+#[derive(Debug)]
+pub struct Launch {
+    /// The command line, for reloads.
+    pub options: Options,
+    /// The configuration, or why there is none: then the daemon answers, but only misses.
+    pub setup: Result<Setup, SetupError>,
+    /// What it listens on.
+    pub sockets: Sockets,
+    /// The way to the service manager.
+    pub notifier: Notifier,
+    /// Where the state of the last process is.
+    pub state_file: Option<StateFile>,
+}
+
+/// How a running daemon is told what to do.
+#[derive(Debug)]
+pub struct Control {
+    /// Cancelled to stop it.
+    pub stop: CancellationToken,
+    /// A message makes it read its files again.
+    pub reload: mpsc::Receiver<()>,
+}
+
+/// Why the daemon could not run, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A socket cannot be used with the runtime.
+    #[error("cannot use the sockets")]
+    Sockets(#[source] io::Error),
+    /// The HTTP client cannot be made.
+    #[error("cannot make an HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// A listener broke.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// The UDP sockets broke.
+    #[error("discovery ended")]
+    Lan(#[from] LanError),
+    /// A task ended that should not.
+    #[error("the task `{task}` ended")]
+    Ended {
+        /// Which.
+        task: &'static str,
+    },
+    /// A task panicked.
+    #[error("a task panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+type Tasks = JoinSet<Result<&'static str, DaemonError>>;
+
+/// Runs until told to stop, or until nothing has been asked for `idle.timeout`.
+pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError> {
+    let Launch {
+        options,
+        setup,
+        sockets,
+        notifier,
+        state_file,
+    } = launch;
+    let activated = sockets.activated;
+    let listeners = listeners(sockets.tcp)?;
+    let addresses: Vec<SocketAddr> = listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .collect();
+    let http_port = addresses.first().map_or(0, SocketAddr::port);
+
+    let setup = setup.and_then(|setup| setup.open_store().map(|store| (setup, store)));
+    let config = setup
+        .as_ref()
+        .map_or_else(|_| Config::default(), |(setup, _)| setup.config.clone());
+    let udp = udp_sockets(sockets.udp)?;
+    let (saved, bans) = match state_file.as_ref().and_then(saved::load) {
+        Some(earlier) => (Some((earlier.discovery, earlier.asleep)), earlier.bans),
+        None => (None, Vec::new()),
+    };
+    let (asking, questions) = mpsc::channel(lan::MAX_QUESTIONS);
+    let identity = lan::Identity { http_port, saved };
+    let (lan, lan_task) = lan::open(udp, &config, identity, Box::new(interfaces), asking)?;
+
+    let activity = Activity::new(config.idle.timeout(activated));
+    let app = Arc::new(App::new(
+        Service::new(
+            config,
+            State::Degraded {
+                why: "starting".into(),
+            },
+        ),
+        activity.clone(),
+        Arc::new(Counters::default()),
+    ));
+    let memory = Memory::default();
+    memory.standing.restore(Instant::now(), &bans);
+    let notifier = Arc::new(notifier);
+    let mut daemon = Running {
+        options,
+        activated,
+        notifier: Arc::clone(&notifier),
+        client: Client::new().map_err(DaemonError::Client)?,
+        memory,
+        lan,
+        app,
+        setup: None,
+        trouble: None,
+        status: String::new(),
+    };
+    match setup {
+        Ok((setup, store)) => daemon.take(setup, store),
+        Err(error) => daemon.degrade(&error),
+    }
+
+    let stop = Stop::default();
+    let lan_stop = CancellationToken::new();
+    let mut tasks = Tasks::new();
+    for listener in listeners {
+        let serving = listener::serve(listener, Arc::clone(&daemon.app), stop.clone());
+        tasks.spawn(async move { Ok(serving.await.map(|()| "listener")?) });
+    }
+    let receiving = lan_task.run(lan_stop.clone());
+    tasks.spawn(async move { Ok(receiving.await.map(|()| "discovery")?) });
+    let [questions_beat, supervision_beat] = [(); 2].map(|()| Arc::new(Beat::default()));
+    let answering = questions::answer(
+        questions,
+        daemon.lan.clone(),
+        Arc::clone(&daemon.app),
+        Arc::clone(&questions_beat),
+    );
+    tasks.spawn(async move {
+        answering.await;
+        Ok("questions")
+    });
+    if let Some(every) = watchdog_interval() {
+        let beats = vec![questions_beat, Arc::clone(&supervision_beat)];
+        let watching = watch::watch(
+            every,
+            addresses.clone(),
+            daemon.lan.clone(),
+            beats,
+            notifier,
+        );
+        let stopped = stop.drain.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = watching => {}
+                () = stopped.cancelled() => {}
+            }
+            Ok("watchdog")
+        });
+    }
+
+    daemon.started(&addresses);
+    let end = daemon
+        .supervise(&mut control, &mut tasks, &supervision_beat)
+        .await;
+    daemon.stop(end, stop, lan_stop, tasks, state_file).await
+}
+
+/// What the host lists, as discovery wants it.
+fn interfaces() -> Vec<Interface> {
+    let listed = match interfaces::list() {
+        Ok(listed) => listed,
+        Err(error) => {
+            log::debug!("{}", chain(&error));
+            return Vec::new();
+        }
+    };
+    let discovered = |listed: InterfaceAddress| Interface {
+        name: listed.name,
+        index: listed.index,
+        is_up: listed.up,
+        can_broadcast: !listed.loopback && !listed.point_to_point && listed.broadcast.is_some(),
+        address: listed.ip,
+        prefix: listed.prefix_length,
+        broadcast: listed.broadcast,
+    };
+    listed.into_iter().map(discovered).collect()
+}
+
+fn listeners(sockets: Vec<TcpListener>) -> Result<Vec<tokio::net::TcpListener>, DaemonError> {
+    let adopted = sockets
+        .into_iter()
+        .map(tokio::net::TcpListener::from_std)
+        .collect::<io::Result<_>>();
+    adopted.map_err(DaemonError::Sockets)
+}
+
+fn udp_sockets(sockets: Vec<UdpSocket>) -> Result<Vec<tokio::net::UdpSocket>, DaemonError> {
+    let adopted = sockets
+        .into_iter()
+        .map(tokio::net::UdpSocket::from_std)
+        .collect::<io::Result<_>>();
+    adopted.map_err(DaemonError::Sockets)
+}
