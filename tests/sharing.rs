@@ -1,0 +1,368 @@
+//! Promise 5: paths signed by keys that Nix already trusts are shared, and nothing else leaves the
+//! machine unless its owner says so. The narinfo, the NAR and the answer over UDP always agree.
+
+#[expect(dead_code, reason = "each test uses its part")]
+mod support;
+
+use std::net::UdpSocket;
+
+use support::{
+    PATIENCE,
+    daemon::Daemon,
+    host::Host,
+    item::{Item, foreign_key, key, key_text, trusted_key},
+    peer,
+};
+
+/// What a machine has, one of each kind.
+struct Store {
+    signed: Item,
+    foreign: Item,
+    unsigned: Item,
+    built: Item,
+    /// Built here, referring to what is shared.
+    built_on_signed: Item,
+    /// Built here, referring to what was imported without a signature.
+    built_on_unsigned: Item,
+    source: Item,
+    signed_source: Item,
+    text: Item,
+    secret: Item,
+    signed_secret: Item,
+    drv: Item,
+    etc: Item,
+    system: Item,
+    unit: Item,
+}
+
+impl Store {
+    fn new() -> Self {
+        let signed = Item::signed("hello-2.12", 3_000);
+        let unsigned = Item::unsigned("imported", 3_000);
+        let built = |name: &str| Item::unsigned(name, 500).built();
+        Self {
+            foreign: Item::unsigned("theirs", 500).sign(&foreign_key()),
+            built: built("made-here"),
+            built_on_signed: built("on-signed").refer_to(&[&signed]),
+            built_on_unsigned: built("on-unsigned").refer_to(&[&unsigned]),
+            source: Item::source("my-project", 4_000),
+            signed_source: Item::source("public.tar", 4_000).sign(&trusted_key()),
+            text: Item::text("builder.sh", b"echo private\n"),
+            secret: built("my-secret-token"),
+            signed_secret: Item::signed("libsecret-0.21", 500),
+            drv: built("hello.drv"),
+            etc: built("etc"),
+            system: built("nixos-system-host-25.05"),
+            unit: built("unit-sshd.service"),
+            signed,
+            unsigned,
+        }
+    }
+
+    /// All of it, and names for messages.
+    fn all(&self) -> [&Item; 15] {
+        [
+            &self.signed,
+            &self.foreign,
+            &self.unsigned,
+            &self.built,
+            &self.built_on_signed,
+            &self.built_on_unsigned,
+            &self.source,
+            &self.signed_source,
+            &self.text,
+            &self.secret,
+            &self.signed_secret,
+            &self.drv,
+            &self.etc,
+            &self.system,
+            &self.unit,
+        ]
+    }
+
+    fn host(&self, settings: &str) -> Host {
+        Host::new().holding(&self.all()).with(settings)
+    }
+
+    /// Fails unless exactly `shared` leaves the machine, by every way that there is.
+    fn assert_shared(&self, daemon: &Daemon, shared: &[&Item]) {
+        for item in self.all() {
+            let expected = shared.iter().any(|it| it.path() == item.path());
+            let status = if expected { 200 } else { 404 };
+            for path in [
+                format!("/local/{}.narinfo", item.hash()),
+                format!("/nar/{}", item.nar_name()),
+                format!("/local/nar/{}", item.nar_name()),
+                format!("/{}", item.old_nar_url()),
+            ] {
+                let answer = daemon.get(&path);
+                assert_eq!(answer.status, status, "{path} of {}", item.path());
+                if expected && path.contains("nar/") {
+                    assert!(answer.body == item.nar, "{path}");
+                }
+            }
+            let heard = ask(daemon, item);
+            let right = if expected {
+                peer::present(&heard[1..5], daemon.address().port(), &item.hash())
+            } else {
+                [&[0x02], &heard[1..5]].concat()
+            };
+            assert_eq!(heard, right, "the answer over UDP for {}", item.path());
+        }
+    }
+}
+
+/// What a daemon answers to an 0x00 for `item`.
+fn ask(daemon: &Daemon, item: &Item) -> Vec<u8> {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let request = [&[0x00, 0xca, 0xfe, 0xba, 0xbe], item.hash().as_bytes()].concat();
+    assert_eq!(request.len(), 37);
+    socket.send_to(&request, daemon.address()).expect("send");
+    let mut buffer = [0; 200];
+    let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
+    assert_eq!(from, daemon.address());
+    buffer[..length].to_vec()
+}
+
+#[test]
+fn by_default_only_what_a_trusted_key_signed_is_shared() {
+    let store = Store::new();
+    let host = store.host("");
+    let daemon = host.start();
+    store.assert_shared(
+        &daemon,
+        &[&store.signed, &store.signed_source, &store.signed_secret],
+    );
+}
+
+#[test]
+fn with_a_signing_key_what_was_built_here_is_shared_and_signed() {
+    let store = Store::new();
+    let mut host = store.host("");
+    host.file("key", key_text("host-1", 9), 0o444);
+    host.set_file_setting("signing.key-file", "key");
+    let daemon = host.start();
+    let shared = [
+        &store.signed,
+        &store.signed_source,
+        &store.signed_secret,
+        &store.built,
+        &store.built_on_signed,
+    ];
+    store.assert_shared(&daemon, &shared);
+    for item in [&store.built, &store.built_on_signed] {
+        let narinfo = daemon.get(&format!("/local/{}.narinfo", item.hash()));
+        let expected = item.clone().sign(&key("host-1", 9));
+        assert_eq!(narinfo.text(), expected.peer_narinfo());
+    }
+    // What is signed already is passed on as it is.
+    let narinfo = daemon.get(&format!("/local/{}.narinfo", store.signed.hash()));
+    assert_eq!(narinfo.text(), store.signed.peer_narinfo());
+    daemon.log.line(&["signs with host-1"]);
+}
+
+#[test]
+fn a_neighbour_that_trusts_the_signing_key_takes_what_was_built_here() {
+    let item = Item::unsigned("made-here", 500_000).built();
+    let mut holder = Host::new().holding(&[&item]);
+    holder.file("key", key_text("host-1", 9), 0o444);
+    holder.set_file_setting("signing.key-file", "key");
+    let holding = holder.start();
+    let peers = format!(
+        "discovery.peers = [{:?}]\ndiscovery.wake-timeout = \"300ms\"",
+        holding.address().to_string()
+    );
+    let path = format!("/{}.narinfo", item.hash());
+    let stranger = Host::new().with(&peers);
+    assert_eq!(stranger.start().get(&path).status, 404);
+    let friend = Host::new().with(&peers).with(&format!(
+        "trust.public-keys = [{:?}]",
+        key("host-1", 9).public_key().to_string()
+    ));
+    let daemon = friend.start();
+    assert_eq!(daemon.get(&path).status, 200);
+    assert!(daemon.get(&format!("/v3/nar/{}", item.nar_name())).body == item.nar);
+}
+
+#[test]
+fn built_without_a_key_shares_unsigned_what_was_built_here() {
+    let store = Store::new();
+    let host = store.host("share.paths = \"built\"");
+    let daemon = host.start();
+    let shared = [
+        &store.signed,
+        &store.signed_source,
+        &store.signed_secret,
+        &store.built,
+        &store.built_on_signed,
+    ];
+    store.assert_shared(&daemon, &shared);
+}
+
+#[test]
+fn all_shares_everything_but_what_is_excluded() {
+    let store = Store::new();
+    let host = store.host("share.paths = \"all\"");
+    let daemon = host.start();
+    let stay = [
+        &store.secret,
+        &store.drv,
+        &store.etc,
+        &store.system,
+        &store.unit,
+    ]
+    .map(Item::path);
+    let shared: Vec<&Item> = store
+        .all()
+        .into_iter()
+        .filter(|item| !stay.contains(&item.path()))
+        .collect();
+    assert_eq!(shared.len(), 10);
+    store.assert_shared(&daemon, &shared);
+}
+
+#[test]
+fn exclude_is_the_owners_and_never_keeps_back_what_is_signed() {
+    let store = Store::new();
+    let host = store.host("share.paths = \"all\"\nshare.exclude = [\"hello*\", \"im*\"]");
+    let daemon = host.start();
+    let stay = [&store.unsigned, &store.drv].map(Item::path);
+    let shared: Vec<&Item> = store
+        .all()
+        .into_iter()
+        .filter(|item| !stay.contains(&item.path()))
+        .collect();
+    assert_eq!(shared.len(), 13);
+    store.assert_shared(&daemon, &shared);
+}
+
+#[test]
+fn none_shares_nothing() {
+    let store = Store::new();
+    let mut host = store.host("share.paths = \"none\"");
+    host.file("key", key_text("host-1", 9), 0o444);
+    host.set_file_setting("signing.key-file", "key");
+    let daemon = host.start();
+    store.assert_shared(&daemon, &[]);
+}
+
+#[test]
+fn without_require_sigs_the_share_rule_is_the_same() {
+    let store = Store::new();
+    let host = store.host("");
+    let conf = format!(
+        "require-sigs = false\ntrusted-public-keys = {}\n",
+        trusted_key().public_key()
+    );
+    std::fs::write(host.nix_conf(), conf).expect("nix.conf");
+    let daemon = host.start();
+    store.assert_shared(
+        &daemon,
+        &[&store.signed, &store.signed_source, &store.signed_secret],
+    );
+}
+
+#[test]
+fn the_gateway_does_not_give_nix_of_our_own_what_is_not_shared() {
+    let store = Store::new();
+    let host = store.host("");
+    let daemon = host.start();
+    for (item, status) in [
+        (&store.signed, 200),
+        (&store.unsigned, 404),
+        (&store.source, 404),
+        (&store.built, 404),
+    ] {
+        assert_eq!(
+            daemon.get(&format!("/{}.narinfo", item.hash())).status,
+            status,
+            "{}",
+            item.path()
+        );
+        assert_eq!(
+            daemon.get(&format!("/v3/nar/{}", item.nar_name())).status,
+            status,
+            "{}",
+            item.path()
+        );
+    }
+}
+
+#[test]
+fn a_reload_changes_what_is_shared_at_once() {
+    let store = Store::new();
+    let mut host = store.host("");
+    let daemon = host.start();
+    store.assert_shared(
+        &daemon,
+        &[&store.signed, &store.signed_source, &store.signed_secret],
+    );
+    host.set("share.paths = \"none\"");
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon
+        .log
+        .line(&["settings, keys and nix.conf are read again"]);
+    store.assert_shared(&daemon, &[]);
+}
+
+#[test]
+fn a_row_without_files_or_of_another_size_is_never_a_wrong_nar() {
+    let (absent, damaged) = (Item::signed("absent", 500), Item::signed("damaged", 5_000));
+    let host = Host::new().holding(&[&damaged]);
+    host.register(&absent);
+    host.truncate(
+        &host
+            .store_dir()
+            .join(damaged.info.path.basename())
+            .join("data"),
+        4_000,
+    );
+    let mut daemon = host.start();
+    for (item, narinfo) in [(&absent, Some(404)), (&damaged, None)] {
+        let answer = daemon.get(&format!("/local/{}.narinfo", item.hash()));
+        assert!(
+            narinfo.is_none_or(|status| status == answer.status),
+            "{}",
+            item.path()
+        );
+        assert_eq!(
+            daemon.get(&format!("/nar/{}", item.nar_name())).status,
+            404,
+            "{}",
+            item.path()
+        );
+    }
+    assert_eq!(ask(&daemon, &absent)[0], 0x02);
+    daemon.log.line(&["warn", "damaged"]);
+    daemon.assert_well();
+}
+
+#[test]
+fn a_request_with_a_tail_or_a_malformed_hash_gets_what_it_deserves() {
+    let item = Item::signed("hello", 500);
+    let host = Host::new().holding(&[&item]);
+    let daemon = host.start();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let hash = item.hash();
+    for bad in [
+        vec![0; 4],
+        [&[0, 9, 9, 9, 9], &hash.as_bytes()[..31]].concat(),
+        [&[0, 9, 9, 9, 9], hash.to_uppercase().as_bytes()].concat(),
+        [&[0, 9, 9, 9, 9][..], &[0xff; 32]].concat(),
+        [&[0, 9, 9, 9, 9][..], b"../../../../../../../etc/passwd."].concat(),
+    ] {
+        socket.send_to(&bad, daemon.address()).expect("send");
+    }
+    // The tail of a known type is ignored, for later versions.
+    let long = [&[0, 1, 1, 1, 1], hash.as_bytes(), b"tail"].concat();
+    socket.send_to(&long, daemon.address()).expect("send");
+    let mut buffer = [0; 200];
+    let (length, _) = socket.recv_from(&mut buffer).expect("an answer");
+    // The first answer is to the only proper request.
+    assert_eq!(
+        buffer[..length],
+        peer::present(&[1, 1, 1, 1], daemon.address().port(), &hash)
+    );
+}

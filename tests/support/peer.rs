@@ -1,0 +1,342 @@
+//! A peer that does as it is told: its UDP side answers requests, its HTTP side sends any bytes.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use super::item::Item;
+
+/// A request that the peer got.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// The whole head.
+    pub(crate) head: String,
+}
+
+impl Asked {
+    /// `bytes=FIRST-LAST` of its Range header.
+    pub(crate) fn range(&self) -> Option<(u64, u64)> {
+        let line = self.head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("range").then_some(value)
+        })?;
+        let (first, last) = line.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    }
+}
+
+/// What to do with a request; the connection is closed if it says so, or fails.
+type Serve = dyn Fn(&Asked, &mut TcpStream) -> std::io::Result<Then> + Send + Sync;
+
+/// What to answer to a datagram.
+type Reply = dyn Fn(&[u8], u16) -> Vec<Vec<u8>> + Send + Sync;
+
+/// After an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    KeepOpen,
+    Close,
+    /// With a reset instead of an end.
+    Reset,
+}
+
+/// A running peer; gone when dropped.
+pub(crate) struct Peer {
+    udp: SocketAddr,
+    http: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    stopped: AtomicBool,
+    asked: Mutex<Vec<Asked>>,
+    datagrams: Mutex<Vec<Vec<u8>>>,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Peer {
+    /// Answers like a new peer that has everything, and serves by `serve`.
+    pub(crate) fn holding_all(
+        serve: impl Fn(&Asked, &mut TcpStream) -> std::io::Result<Then> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(has_all, serve)
+    }
+
+    /// An honest peer with these paths.
+    pub(crate) fn honest(items: &[&Item]) -> Self {
+        let items: Vec<Item> = items.iter().map(|item| (*item).clone()).collect();
+        let held: Vec<String> = items.iter().map(Item::hash).collect();
+        Self::new(
+            move |datagram, port| has(datagram, port, |hash| held.iter().any(|it| it == hash)),
+            move |asked, stream| serve_honestly(&items, asked, stream),
+        )
+    }
+
+    /// With both sides told what to do.
+    pub(crate) fn new(
+        reply: impl Fn(&[u8], u16) -> Vec<Vec<u8>> + Send + Sync + 'static,
+        serve: impl Fn(&Asked, &mut TcpStream) -> std::io::Result<Then> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listener");
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("UDP");
+        Self::on(listener, udp, Arc::new(reply), Arc::new(serve))
+    }
+
+    pub(crate) fn on(
+        listener: TcpListener,
+        udp: UdpSocket,
+        reply: Arc<Reply>,
+        serve: Arc<Serve>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            stopped: AtomicBool::new(false),
+            asked: Mutex::default(),
+            datagrams: Mutex::default(),
+            open: Mutex::default(),
+        });
+        let (http, udp_address) = (
+            listener.local_addr().expect("address"),
+            udp.local_addr().expect("address"),
+        );
+        let threads = vec![
+            std::thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || answer_datagrams(&shared, &udp, http.port(), &*reply)
+            }),
+            std::thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || accept(&shared, &listener, &serve)
+            }),
+        ];
+        Self {
+            udp: udp_address,
+            http,
+            shared,
+            threads,
+        }
+    }
+
+    /// The line of peerix.toml that makes these the static peers.
+    pub(crate) fn setting(peers: &[&Self]) -> String {
+        let peers: Vec<String> = peers
+            .iter()
+            .map(|peer| format!("{:?}", peer.udp.to_string()))
+            .collect();
+        format!("discovery.peers = [{}]", peers.join(", "))
+    }
+
+    pub(crate) fn udp(&self) -> SocketAddr {
+        self.udp
+    }
+
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// HTTP requests so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.shared.asked.lock().expect("requests").clone()
+    }
+
+    /// Datagrams so far.
+    pub(crate) fn datagrams(&self) -> Vec<Vec<u8>> {
+        self.shared.datagrams.lock().expect("datagrams").clone()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, SeqCst);
+        for stream in self.shared.open.lock().expect("connections").drain(..) {
+            // It may be closed already.
+            stream.shutdown(Shutdown::Both).ok();
+        }
+        // Wakes accept.
+        TcpStream::connect(self.http).ok();
+        for thread in self.threads.drain(..) {
+            thread.join().expect("peer");
+        }
+    }
+}
+
+fn answer_datagrams(shared: &Shared, socket: &UdpSocket, port: u16, reply: &Reply) {
+    socket
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .expect("timeout");
+    let mut buffer = [0; 2048];
+    while !shared.stopped.load(SeqCst) {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let datagram = &buffer[..length];
+        shared
+            .datagrams
+            .lock()
+            .expect("datagrams")
+            .push(datagram.to_vec());
+        for answer in reply(datagram, port) {
+            // The asker may have gone.
+            socket.send_to(&answer, from).ok();
+        }
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener, serve: &Arc<Serve>) {
+    while let Ok((stream, _)) = listener.accept() {
+        if shared.stopped.load(SeqCst) {
+            return;
+        }
+        shared
+            .open
+            .lock()
+            .expect("connections")
+            .push(stream.try_clone().expect("duplicate"));
+        let (shared, serve) = (Arc::clone(shared), Arc::clone(serve));
+        std::thread::spawn(move || converse(&shared, stream, &*serve));
+    }
+}
+
+fn converse(shared: &Shared, mut stream: TcpStream, serve: &Serve) {
+    let mut reader = BufReader::new(stream.try_clone().expect("duplicate"));
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if !reader.read_line(&mut head).is_ok_and(|bytes| bytes > 0) {
+                return;
+            }
+        }
+        let mut words = head.split(' ');
+        let asked = Asked {
+            method: words.next().unwrap_or_default().to_owned(),
+            path: words.next().unwrap_or_default().to_owned(),
+            head,
+        };
+        shared.asked.lock().expect("requests").push(asked.clone());
+        match serve(&asked, &mut stream) {
+            Ok(Then::KeepOpen) => {}
+            Ok(Then::Reset) => {
+                // Closing with a linger of zero sends a reset.
+                socket2::SockRef::from(&stream)
+                    .set_linger(Some(Duration::ZERO))
+                    .expect("linger");
+                shared.open.lock().expect("connections").clear();
+                return;
+            }
+            Ok(Then::Close) | Err(_) => {
+                stream.shutdown(Shutdown::Both).ok();
+                return;
+            }
+        }
+    }
+}
+
+/// Keeps the connection open and says nothing more until the other side goes away.
+pub(crate) fn hang(stream: &mut TcpStream) -> std::io::Result<Then> {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest)?;
+    Ok(Then::Close)
+}
+
+/// 200 with this body.
+pub(crate) fn ok(stream: &mut TcpStream, body: &[u8]) -> std::io::Result<Then> {
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    )?;
+    stream.write_all(body)?;
+    Ok(Then::KeepOpen)
+}
+
+pub(crate) fn not_found(stream: &mut TcpStream) -> std::io::Result<Then> {
+    stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
+    Ok(Then::KeepOpen)
+}
+
+/// The head of an answer with the bytes of a NAR that were asked for, and those bytes.
+pub(crate) fn part_of<'a>(asked: &Asked, nar: &'a [u8]) -> (String, &'a [u8]) {
+    match asked.range() {
+        Some((first, last)) => {
+            let bytes = &nar[first as usize..=last as usize];
+            let head = format!(
+                "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {first}-{last}/{}\r\n\r\n",
+                bytes.len(),
+                nar.len()
+            );
+            (head, bytes)
+        }
+        None => (
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", nar.len()),
+            nar,
+        ),
+    }
+}
+
+/// What an honest peer does.
+pub(crate) fn serve_honestly(
+    items: &[Item],
+    asked: &Asked,
+    stream: &mut TcpStream,
+) -> std::io::Result<Then> {
+    for item in items {
+        if asked.path == format!("/local/{}.narinfo", item.hash()) {
+            return ok(stream, item.peer_narinfo().as_bytes());
+        }
+        if asked.path == format!("/nar/{}", item.nar_name()) {
+            let (head, bytes) = part_of(asked, &item.nar);
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(bytes)?;
+            return Ok(Then::KeepOpen);
+        }
+    }
+    not_found(stream)
+}
+
+/// The UDP side of a new peer that has everything.
+pub(crate) fn has_all(datagram: &[u8], port: u16) -> Vec<Vec<u8>> {
+    has(datagram, port, |_| true)
+}
+
+/// The UDP side of a new peer that says of each path what it has.
+pub(crate) fn has(datagram: &[u8], port: u16, holds: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
+    let Some(id) = datagram.get(1..5) else {
+        return Vec::new();
+    };
+    match datagram[0] {
+        0x00 => {
+            let hash = String::from_utf8_lossy(&datagram[5..37]).into_owned();
+            vec![if holds(&hash) {
+                present(id, port, &hash)
+            } else {
+                [&[0x02], id].concat()
+            }]
+        }
+        0x03 => {
+            let instance = u64::from(port).to_be_bytes();
+            let rest = [
+                &1_u16.to_be_bytes()[..],
+                &port.to_be_bytes(),
+                &7_u64.to_be_bytes(),
+            ]
+            .concat();
+            vec![[&[0x04], id, &instance, &rest].concat()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// An 0x01.
+pub(crate) fn present(id: &[u8], port: u16, hash: &str) -> Vec<u8> {
+    let path = format!("local/{hash}.narinfo");
+    [&[0x01], id, &u32::from(port).to_be_bytes(), path.as_bytes()].concat()
+}
