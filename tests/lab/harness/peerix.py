@@ -16,7 +16,7 @@ CONFIG = "/etc/peerix/peerix.toml"
 KEY = "/etc/credstore/peerix.signing-key"
 STATE = "/run/peerix"
 
-# systemd's catalogue: "unit succeeded" and "start-up of a unit has finished".
+# systemd's catalogue: "a unit is being started".
 MESSAGE_STARTING = "7d4958e842da4a758f6c1cdc7b36dcc5"
 
 
