@@ -14,8 +14,9 @@
 //! | 3 | [`finder`]: who has a path, and a verified answer |
 //! | 4 | [`http`]: what is served |
 //! | 5 | [`daemon`]: wires the above, owns every task |
+//! | 6 | [`cli`]: arguments, the operator's commands; and `main`, the synchronous start |
 //!
-//! `main` and `cli` sit on top. Data flows one way: bytes are parsed once, at the
+//! Data flows one way: bytes are parsed once, at the
 //! edge, into typed values; decisions are pure; I/O carries them out.
 
 // Not in Cargo.toml, where they would hold for the helpers of integration tests as well.
@@ -29,6 +30,7 @@
     )
 )]
 
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod finder;

@@ -14,20 +14,20 @@
     )
 )]
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 use log::LevelFilter;
 use peerix::{
+    cli::{Cli, Command, EX_SOFTWARE, EX_USAGE, Failure},
     config::Config,
-    daemon::{self, Control, Launch, Options, Setup, SetupError},
+    daemon::{self, Control, Launch, Options, Setup},
     system::{
         descriptors,
         journal::{self, chain},
         notify::Notifier,
-        privileges::{self, PrivilegeError},
-        sockets,
+        privileges, sockets,
         state_file::StateFile,
     },
 };
@@ -37,78 +37,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// sysexits.h
-const EX_USAGE: u8 = 64;
-const EX_SOFTWARE: u8 = 70;
-const EX_NOPERM: u8 = 77;
-const EX_CONFIG: u8 = 78;
-
 /// Threads of the runtime: it waits more than it works, and memory counts.
 const MOST_THREADS: usize = 4;
 
 /// Threads that read files, at most one for each NAR stream.
 const READING_THREADS: usize = 128;
 
-/// Peer-to-peer binary cache for Nix on the local network.
-#[derive(Debug, Parser)]
-#[command(name = "peerix", version, about, max_term_width = 100)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    serve: Serve,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the daemon; this is also what happens without a command.
-    Serve(Serve),
-}
-
-#[derive(Debug, Args)]
-struct Serve {
-    /// Config file, instead of /etc/peerix/peerix.toml if that is there.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// TCP and UDP port, when systemd passes no sockets.
-    #[arg(long, value_name = "N")]
-    port: Option<u16>,
-    /// Longest wait for the answer of a peer that is awake, in milliseconds.
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=5_000))]
-    timeout: Option<u64>,
-    /// Secret key to sign with, a file of `nix-store --generate-binary-cache-key`.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "NIX_SECRET_KEY_FILE",
-        hide_env_values = true
-    )]
-    private_key: Option<PathBuf>,
-    /// Also log what is only of use when something is looked for.
-    #[arg(long, short)]
-    verbose: bool,
-    /// Check config file, keys, nix.conf and store, and exit.
-    #[arg(long)]
-    check_config: bool,
-    /// Print the settings in force as TOML, and exit.
-    #[arg(long)]
-    print_config: bool,
-}
-
-/// A failure that ends the program, with its exit code.
-struct Failure {
-    code: u8,
-    error: anyhow::Error,
-}
-
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
-    let serve = match cli.command {
-        Some(Command::Serve(serve)) => serve,
-        None => cli.serve,
+    let (command, serve) = match cli.command {
+        Some(Command::Serve(serve)) => (None, serve),
+        command => (command, cli.serve),
     };
     let level = if serve.verbose {
         LevelFilter::Debug
@@ -119,7 +61,9 @@ fn main() -> ExitCode {
         return ExitCode::from(EX_SOFTWARE);
     }
     let options = serve.options();
-    let done = if serve.print_config {
+    let done = if let Some(done) = command.as_ref().and_then(Command::run) {
+        done
+    } else if serve.print_config {
         print_config(&options)
     } else if serve.check_config {
         check_config(&options)
@@ -143,17 +87,6 @@ fn explain(error: &clap::Error) -> ExitCode {
         ExitCode::from(EX_USAGE)
     } else {
         ExitCode::SUCCESS
-    }
-}
-
-impl Serve {
-    fn options(&self) -> Options {
-        Options {
-            config_file: self.config.clone(),
-            port: self.port,
-            timeout: self.timeout.map(Duration::from_millis),
-            key_file: self.private_key.clone(),
-        }
     }
 }
 
@@ -245,56 +178,5 @@ async fn until_signalled(launch: Launch) -> Result<(), Failure> {
     tokio::select! {
         ended = running => ended.map_err(Failure::bug),
         () = listening => Ok(()),
-    }
-}
-
-impl Failure {
-    fn bug(error: impl Into<anyhow::Error>) -> Self {
-        Self {
-            code: EX_SOFTWARE,
-            error: error.into(),
-        }
-    }
-}
-
-impl From<SetupError> for Failure {
-    fn from(error: SetupError) -> Self {
-        let code = if error.is_permission() {
-            EX_NOPERM
-        } else {
-            EX_CONFIG
-        };
-        Self {
-            code,
-            error: error.into(),
-        }
-    }
-}
-
-impl From<sockets::SocketError> for Failure {
-    fn from(error: sockets::SocketError) -> Self {
-        let code = if daemon::is_permission(&error) {
-            EX_NOPERM
-        } else {
-            EX_CONFIG
-        };
-        Self {
-            code,
-            error: error.into(),
-        }
-    }
-}
-
-impl From<PrivilegeError> for Failure {
-    fn from(error: PrivilegeError) -> Self {
-        let code = if error.is_config() {
-            EX_CONFIG
-        } else {
-            EX_NOPERM
-        };
-        Self {
-            code,
-            error: error.into(),
-        }
     }
 }

@@ -60,6 +60,9 @@ fn a_usage_error_ends_with_64() {
         &["--timeout", "-5"],
         &["no-such-command"],
         &["--config"],
+        // An option of the daemon before a command would be taken and forgotten.
+        &["--port", "12999", "serve"],
+        &["--port", "12999", "refresh"],
     ] {
         assert_ends(
             host.launch().args(args).run(),

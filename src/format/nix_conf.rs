@@ -105,6 +105,15 @@ const fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r')
 }
 
+/// The value of a setting that is on or off; `None` if it is neither.
+pub fn parse_switch(value: &str) -> Option<bool> {
+    match value {
+        "true" | "yes" | "1" => Some(true),
+        "false" | "no" | "0" => Some(false),
+        _ => None,
+    }
+}
+
 /// The trust settings of Nix, folded from directives in the order Nix reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NixTrust {
@@ -142,16 +151,10 @@ impl NixTrust {
                 self.apply_keys(line, "binary-cache-public-keys", value, append)
             }
             "require-sigs" if !append => {
-                self.require_sigs = match value {
-                    "true" | "yes" | "1" => true,
-                    "false" | "no" | "0" => false,
-                    _ => {
-                        return Err(NixConfError::Bool {
-                            line,
-                            name: "require-sigs",
-                        });
-                    }
-                };
+                self.require_sigs = parse_switch(value).ok_or(NixConfError::Bool {
+                    line,
+                    name: "require-sigs",
+                })?;
                 Ok(())
             }
             _ => Ok(()),

@@ -44,8 +44,11 @@ pub enum KeyFileError {
         /// 1-based line number.
         line: usize,
     },
-    /// No line holds a key.
-    #[error("{} holds no key; right would be one secret key a line", path.display())]
+    /// No line holds a key. A unit can name an empty credential in the place of a file that is not there.
+    #[error(
+        "{} holds no key: it is empty, or the file that a unit names for it could not be read; right would be one secret key a line",
+        path.display()
+    )]
     Empty {
         /// The file.
         path: PathBuf,

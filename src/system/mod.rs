@@ -3,13 +3,15 @@
 //!
 //! Everything here is synchronous and meant for the prologue of `main`, before any thread
 //! exists, except [`notify`], [`interfaces`], [`nix_conf`] and [`state_file`], which the
-//! running daemon uses too. Nothing here decides what is served or whom to ask.
+//! running daemon uses too, and [`narinfo_cache`], which is for an operator's command. Nothing
+//! here decides what is served or whom to ask.
 
 pub mod config_file;
 pub mod credentials;
 pub mod descriptors;
 pub mod interfaces;
 pub mod journal;
+pub mod narinfo_cache;
 pub mod nix_conf;
 pub mod notify;
 pub mod privileges;

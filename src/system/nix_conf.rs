@@ -1,5 +1,5 @@
-//! Reading nix.conf with the files it includes, and noticing when one of them changed. Which
-//! keys that makes trusted is [`crate::format::nix_conf`]'s.
+//! Reading nix.conf with the files it includes, and noticing when one of them changed. What a
+//! line means and which keys are trusted is [`crate::format::nix_conf`]'s.
 //!
 //! Like Nix: an include is relative to the file that names it, and settings count in the order
 //! in which they are met. Unlike Nix, an include that cannot be read is passed over, also
@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{ReadError, regular_file};
-use crate::format::nix_conf::{Directive, NixConfError, NixTrust, parse};
+use crate::format::nix_conf::{Directive, NixConfError, NixTrust, parse, parse_switch};
 
 const MAX_FILE_BYTES: usize = 1 << 20;
 
@@ -50,19 +50,39 @@ pub struct NixConf {
 
 /// Reads nix.conf at `path`. Without one, Nix's defaults hold.
 pub fn read(path: &Path) -> Result<NixConf, NixConfReadError> {
-    let conf = NixConf {
-        trust: NixTrust::default(),
-        files: Vec::new(),
-    };
+    let mut trust = NixTrust::default();
+    let files = visit(path, |line, name, value| trust.apply(line, name, value))?;
+    Ok(NixConf { trust, files })
+}
+
+/// Whether Nix uses write-ahead logs (`use-sqlite-wal`); without them it also locks its
+/// databases in another way. What else is wrong in the settings does not matter here.
+pub fn uses_sqlite_wal(path: &Path) -> Result<bool, NixConfReadError> {
+    let mut is_used = true;
+    visit(path, |_, name, value| {
+        if name == "use-sqlite-wal" {
+            is_used = parse_switch(value).unwrap_or(is_used);
+        }
+        Ok(())
+    })?;
+    Ok(is_used)
+}
+
+/// Gives every setting to `setting`: its line, name and value. Returns the files.
+fn visit(
+    path: &Path,
+    setting: impl FnMut(usize, &str, &str) -> Result<(), NixConfError>,
+) -> Result<Vec<(PathBuf, Option<Stamp>)>, NixConfReadError> {
     let mut reader = Reader {
-        conf,
+        files: Vec::new(),
         including: Vec::new(),
+        setting,
     };
     match reader.add(path) {
         Err(NixConfReadError::Read(error)) if error.is_absent() => {}
         other => other?,
     }
-    Ok(reader.conf)
+    Ok(reader.files)
 }
 
 impl NixConf {
@@ -107,20 +127,21 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-struct Reader {
-    conf: NixConf,
+struct Reader<F> {
+    files: Vec<(PathBuf, Option<Stamp>)>,
     /// The files that are being read, outermost first.
     including: Vec<FileId>,
+    setting: F,
 }
 
-impl Reader {
+impl<F: FnMut(usize, &str, &str) -> Result<(), NixConfError>> Reader<F> {
     fn add(&mut self, path: &Path) -> Result<(), NixConfReadError> {
         let read = regular_file::read(path, MAX_FILE_BYTES);
         let stamp = read.as_ref().map_or_else(
             |_| Stamp::of(path),
             |(_, metadata)| Some(Stamp::from(metadata)),
         );
-        self.conf.files.push((path.into(), stamp));
+        self.files.push((path.into(), stamp));
         let (bytes, metadata) = read.map_err(NixConfReadError::Read)?;
 
         self.including.push(Stamp::from(&metadata).file);
@@ -138,10 +159,7 @@ impl Reader {
         for directive in parse(text).map_err(parse_error)? {
             match directive {
                 Directive::Setting { line, name, value } => {
-                    self.conf
-                        .trust
-                        .apply(line, name, value)
-                        .map_err(parse_error)?;
+                    (self.setting)(line, name, value).map_err(parse_error)?;
                 }
                 Directive::Include { file, .. } => self.include(path, file)?,
             }
@@ -152,7 +170,7 @@ impl Reader {
     fn include(&mut self, including: &Path, file: &str) -> Result<(), NixConfReadError> {
         let path = including.parent().unwrap_or(Path::new("/")).join(file);
         let is_open = Stamp::of(&path).is_some_and(|stamp| self.including.contains(&stamp.file));
-        if is_open || self.including.len() >= MAX_DEPTH || self.conf.files.len() >= MAX_FILES {
+        if is_open || self.including.len() >= MAX_DEPTH || self.files.len() >= MAX_FILES {
             log::debug!(
                 "{} is not included again in {}",
                 path.display(),
@@ -226,6 +244,30 @@ mod tests {
         conf.write("nix.conf", "require-sigs = false");
         assert!(read.changed());
         assert!(!conf.read().trust.require_sigs);
+    }
+
+    #[test]
+    fn the_way_of_locking_is_read_past_what_is_wrong_elsewhere() {
+        let uses_wal = |text: &str| {
+            let conf = Conf::new(&[("nix.conf", text), ("more.conf", "use-sqlite-wal = no\n")]);
+            uses_sqlite_wal(&conf.path("nix.conf")).ok()
+        };
+        for (text, expected) in [
+            ("", Some(true)),
+            ("use-sqlite-wal = true", Some(true)),
+            ("use-sqlite-wal = false", Some(false)),
+            ("use-sqlite-wal = 0\nuse-sqlite-wal = perhaps", Some(false)),
+            (
+                "trusted-public-keys = nonsense\ninclude more.conf",
+                Some(false),
+            ),
+            ("include more.conf\nuse-sqlite-wal = yes", Some(true)),
+            ("use-sqlite-wal=false", None),
+        ] {
+            assert_eq!(uses_wal(text), expected, "{text}");
+        }
+        let conf = Conf::new(&[]);
+        assert_eq!(uses_sqlite_wal(&conf.path("nix.conf")).ok(), Some(true));
     }
 
     #[test]
