@@ -4,6 +4,7 @@
 //! Everything is on loopback, and nothing is broadcast. Waiting is for an event and bounded.
 
 pub(crate) mod daemon;
+pub(crate) mod documents;
 pub(crate) mod host;
 pub(crate) mod http;
 pub(crate) mod item;
