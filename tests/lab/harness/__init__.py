@@ -11,10 +11,12 @@ network, and all of it dies with the process that made it (see `sandbox`).
 | `closure` | the closure that the tests pull, built once by real Nix on a lab host |
 | `host` | one host: boot, commands, sockets in its network, stop |
 | `peerix` | the daemon on a host: install, configure, watch |
+| `nixos` | what the NixOS module makes of a configuration, and a host that has it |
 | `lan` | the bridge, the hosts on it, and what went over it |
 | `wire` | the UDP datagrams, written from docs/protocol.md and not from the daemon's code |
 | `http` | a small HTTP client whose sockets live in a host's network |
 | `waiting` | waiting for an event, with a bound |
+| `documents` | the commands of README.md and docs/ |
 | `case` | what a test class inherits |
 | `runner` | finds tests, runs them, prints a line for each, keeps journals of failures |
 | `bench`, `wake` | what the benchmarks in tests/bench share |

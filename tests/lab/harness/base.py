@@ -17,7 +17,7 @@ from pathlib import Path
 SUITE = "trixie"
 PACKAGES = (
     "systemd systemd-sysv dbus nix-bin nix-setup-systemd iproute2 nftables curl socat tcpdump "
-    "procps strace jq python3"
+    "procps strace jq python3 sudo"
 ).split()
 
 # Units that would wait for, or write to, a console that a lab host does not have; and timers

@@ -9,7 +9,7 @@ from .waiting import wait_until
 
 PORT = 12304
 CHECKOUT = Path(__file__).resolve().parents[3]
-UNITS = ("peerix.socket", "peerix.service")
+UNITS = ("peerix.socket", "peerix.service", "peerix-refresh.service", "peerix-refresh.path")
 GATEWAY = f"http://127.0.0.1:{PORT}/"
 
 CONFIG = "/etc/peerix/peerix.toml"

@@ -81,12 +81,17 @@ class _Result(unittest.TestResult):
     def addError(self, test, error):
         self._failure(test, error)
 
+    def addSubTest(self, test, subtest, error):
+        if error:
+            self._failure(subtest, error)
+
     def _failure(self, test, error):
         name = _name(test)
         self.failed.append((name, self._exc_info_to_string(error, test)))
         self._line("FAIL", test, str(error[1]).splitlines()[0] if str(error[1]) else repr(error[1]))
-        if getattr(test, "lab", None):
-            _keep_journals(test.lab, failures_directory() / name)
+        lab = getattr(getattr(test, "test_case", test), "lab", None)
+        if lab:
+            _keep_journals(lab, failures_directory() / name)
 
     def _line(self, verdict, test, note=""):
         seconds = time.monotonic() - self._started
