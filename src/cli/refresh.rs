@@ -26,10 +26,8 @@ use super::{
     failure::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE},
 };
 use crate::{
-    config::Config,
-    daemon::{CONFIG_FILE, SetupError},
+    daemon::read_config,
     system::{
-        config_file,
         journal::{chain, single_line},
         narinfo_cache::{
             Gateway, Locks, NarinfoCacheError, cache_directory, databases, forget_misses,
@@ -68,7 +66,7 @@ impl Refresh {
             };
             return Ok((gateway, locks));
         }
-        let config = self.config()?;
+        let config = read_config(self.config.as_deref())?;
         let gateway = Gateway::at(self.port.unwrap_or(config.port)).ok_or_else(|| Failure {
             code: EX_CONFIG,
             error: anyhow!(
@@ -87,18 +85,6 @@ impl Refresh {
             }
         };
         Ok((gateway, locks))
-    }
-
-    fn config(&self) -> Result<Config, SetupError> {
-        let path = self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE));
-        match config_file::read(path) {
-            Ok(text) => Config::parse(&text).map_err(|source| SetupError::Config {
-                path: path.to_owned(),
-                source,
-            }),
-            Err(error) if error.is_absent() && self.config.is_none() => Ok(Config::default()),
-            Err(error) => Err(SetupError::ConfigFile(error)),
-        }
     }
 }
 

@@ -43,7 +43,7 @@ use crate::{
 
 use beat::Beat;
 use running::Running;
-pub use setup::{CONFIG_FILE, Options, Setup, SetupError, is_permission};
+pub use setup::{CONFIG_FILE, Options, Setup, SetupError, is_permission, read_config};
 
 /// What a daemon is started with.
 #[derive(Debug)]

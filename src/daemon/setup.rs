@@ -104,7 +104,7 @@ impl fmt::Debug for Setup {
 impl Setup {
     /// Reads all files.
     pub fn read(options: &Options) -> Result<Self, SetupError> {
-        let config = read_config(options)?;
+        let config = configure(options)?;
         let keys = credentials::signing_key(config.signing.key_file.as_deref())
             .map_err(SetupError::Key)?;
         let nix_conf = nix_conf::read(&config.trust.nix_conf).map_err(SetupError::NixConf)?;
@@ -118,7 +118,7 @@ impl Setup {
     /// Reads all files again, now without the rights of the start: a key that only root may
     /// read stays as it is.
     pub fn read_again(options: &Options, old: &Self) -> Result<Self, SetupError> {
-        let config = read_config(options)?;
+        let config = configure(options)?;
         let keys = match credentials::signing_key(config.signing.key_file.as_deref()) {
             Ok(keys) => keys.unwrap_or_default(),
             Err(error) if is_permission(&error) && config.signing == old.config.signing => {
@@ -198,22 +198,21 @@ impl Setup {
     }
 }
 
-fn read_config(options: &Options) -> Result<Config, SetupError> {
-    let path = options
-        .config_file
-        .as_deref()
-        .unwrap_or(Path::new(CONFIG_FILE));
-    let mut config = match config_file::read(path) {
-        Ok(text) => {
-            let named = |source| SetupError::Config {
-                path: path.to_owned(),
-                source,
-            };
-            Config::parse(&text).map_err(named)?
-        }
-        Err(error) if error.is_absent() && options.config_file.is_none() => Config::default(),
-        Err(error) => return Err(SetupError::ConfigFile(error)),
-    };
+/// The settings of a file, which must exist, or of [`CONFIG_FILE`] if that is there.
+pub fn read_config(file: Option<&Path>) -> Result<Config, SetupError> {
+    let path = file.unwrap_or(Path::new(CONFIG_FILE));
+    match config_file::read(path) {
+        Ok(text) => Config::parse(&text).map_err(|source| SetupError::Config {
+            path: path.to_owned(),
+            source,
+        }),
+        Err(error) if error.is_absent() && file.is_none() => Ok(Config::default()),
+        Err(error) => Err(SetupError::ConfigFile(error)),
+    }
+}
+
+fn configure(options: &Options) -> Result<Config, SetupError> {
+    let mut config = read_config(options.config_file.as_deref())?;
     if let Some(port) = options.port {
         config.port = port;
     }
