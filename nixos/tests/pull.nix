@@ -31,6 +31,17 @@ in
 
   testScript = ''
     ${builtins.readFile ./shared/steps.py}
+
+    def publish(name):
+        """Build the path of that name where only the substituter has it; returns it."""
+        path = build(cache, name)
+        cache.succeed(
+            "nix --extra-experimental-features nix-command copy"
+            f" --to 'file://${root}?secret-key=/etc/test/secret-key' {path}"
+        )
+        return path
+
+
     start_all()
     for machine in (first, second):
         machine.wait_for_unit("peerix.socket")
@@ -49,29 +60,17 @@ in
         first.succeed("journalctl -u peerix.service | grep -F from-the-neighbour")
 
     with subtest("what the neighbour has not got comes from the substituter"):
-        path = build(cache, "from-the-substituter")
-        cache.succeed(
-            "nix --extra-experimental-features nix-command copy"
-            f" --to 'file://${root}?secret-key=/etc/test/secret-key' {path}"
-        )
+        path = publish("from-the-substituter")
         second.succeed(f"nix-store --realise {path}")
         second.succeed(f"nix-store --verify-path {path}")
 
     with subtest("without the neighbour nothing fails, and nothing waits"):
-        path = build(cache, "neighbour-gone")
-        cache.succeed(
-            "nix --extra-experimental-features nix-command copy"
-            f" --to 'file://${root}?secret-key=/etc/test/secret-key' {path}"
-        )
+        path = publish("neighbour-gone")
         first.crash()
         second.succeed(f"timeout 10 nix-store --realise {path}")
 
     with subtest("nor without the daemon itself"):
-        path = build(cache, "daemon-gone")
-        cache.succeed(
-            "nix --extra-experimental-features nix-command copy"
-            f" --to 'file://${root}?secret-key=/etc/test/secret-key' {path}"
-        )
+        path = publish("daemon-gone")
         second.succeed("systemctl stop peerix.socket peerix.service")
         second.succeed(f"timeout 10 nix-store --realise {path}")
   '';
