@@ -80,14 +80,12 @@
               {
                 nativeBuildInputs = [
                   pkgs.cargo
-                  pkgs.nixfmt
                   pkgs.rustfmt
                 ];
               }
               ''
                 cp -r ${packages.peerix.src} source && cd source
                 cargo fmt --check
-                find . -name '*.nix' -exec nixfmt --check {} +
                 touch $out
               '';
         }

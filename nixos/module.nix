@@ -137,13 +137,14 @@ let
     65534
   ];
   isChosen = id: !lib.elem id nobodies;
+  isGlob = name: builtins.match ".*[*?[].*" name != null;
   isRoot = id: id == "root" || id == 0 || id == "0";
 
-  publicKeys =
+  # A line break in one would end the line of nix.conf.
+  publicKeys = map lib.trim (
     lib.optional (cfg.publicKey != null) cfg.publicKey
-    ++ lib.optional (cfg.publicKeyFile != null) (
-      lib.removeSuffix "\n" (builtins.readFile cfg.publicKeyFile)
-    );
+    ++ lib.optional (cfg.publicKeyFile != null) (builtins.readFile cfg.publicKeyFile)
+  );
 
   # What only a configuration for the old module, or for sharing own builds, says.
   speaksOfOldOptions = lib.any (value: value != null) [
@@ -177,6 +178,8 @@ in
       default = 12304;
       description = ''
         TCP and UDP port. Peers are asked at the same one, so all machines of a network need the same.
+        A running system takes a new one with `systemctl restart peerix.socket`, or at its next boot:
+        a switch restarts no socket.
       '';
     };
 
@@ -343,10 +346,17 @@ in
         '';
       }
       {
-        assertion = !(cfg.openFirewall && lib.any (name: builtins.match ".*[*?[].*" name != null) cfg.interfaces);
+        assertion = cfg.openFirewall -> !lib.any isGlob cfg.interfaces;
         message = ''
           services.peerix.interfaces: the firewall knows names of interfaces, not globs (${toString cfg.interfaces}).
           Right would be the names; or globs in services.peerix.settings.interfaces.include and openFirewall = false.
+        '';
+      }
+      {
+        assertion = cfg.interfaces != [ ] -> cfg.settings.interfaces.include == cfg.interfaces;
+        message = ''
+          services.peerix.interfaces and settings.interfaces.include say different things: the port would be open on
+          some interfaces, and questions would go out on others. Right would be one of the two.
         '';
       }
       {
@@ -432,7 +442,10 @@ in
         };
       in
       mkIf cfg.openFirewall (
-        if cfg.interfaces == [ ] then opened else { interfaces = lib.genAttrs cfg.interfaces (_: opened); }
+        if cfg.interfaces == [ ] then
+          opened
+        else
+          { interfaces = lib.genAttrs cfg.interfaces (_: opened); }
       );
   };
 }

@@ -18,6 +18,8 @@ rustPlatform.buildRustPackage {
     fileset = lib.fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
+      ../LICENSE-APACHE
+      ../LICENSE-MIT
       ../CHANGELOG.md
       ../README.md
       ../docs
@@ -48,7 +50,7 @@ rustPlatform.buildRustPackage {
     installManPage docs/man/*
     installShellCompletion --cmd peerix docs/completions/peerix.bash docs/completions/peerix.fish \
       --zsh docs/completions/_peerix
-    install -D -m 644 -t $out/share/doc/peerix systemd/peerix.toml README.md CHANGELOG.md docs/*.md
+    install -D -m 644 -t $out/share/doc/peerix systemd/peerix.toml README.md CHANGELOG.md LICENSE-* docs/*.md
   '';
 
   doInstallCheck = stdenv.buildPlatform.canExecute stdenv.hostPlatform;

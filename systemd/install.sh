@@ -12,7 +12,7 @@ what is there without losing a request.
 
   --prefix DIR    where it goes; default /usr/local. systemd has to read DIR/lib/systemd/system
   --binary FILE   the program; default target/release/peerix of this directory, which
-                  `cargo build --release` makes
+                  `cargo build --release` makes (sudo does not pass on CARGO_TARGET_DIR)
   --uninstall     remove what an installation under the same prefix put there; settings and keys stay
   --help          this
 
@@ -166,6 +166,7 @@ write_record() {
     directories=$(recorded d; missing_directories)
     files_before=$(recorded f)
     mkdir -p -- "$(dirname -- "$record")"
+    rm -f -- "$record.new"
     {
         say "$directories" | sed -n 's/^./d &/p' | sort -u
         { say "$files_before"; targets; } | sed -n 's/^./f &/p' | sort -u
@@ -178,6 +179,7 @@ remove_outdated() {
     recorded f | while read -r path; do
         targets | grep -qxF -e "$path" || remove_file "$path"
     done
+    rm -f -- "$record.new"
     { recorded d | sed 's/^/d /'; targets | sed 's/^/f /'; } >"$record.new"
     mv -f -- "$record.new" "$record"
 }
@@ -185,14 +187,22 @@ remove_outdated() {
 # put MODE TARGET: standard input becomes the file TARGET, by a rename, so that whoever uses the old one keeps it whole.
 put() {
     mkdir -p -- "$(dirname -- "$destdir$2")"
+    # Not through a link that somebody has laid there.
+    rm -f -- "$destdir$2.new"
     cat >"$destdir$2.new"
     chmod "$1" "$destdir$2.new"
     mv -f -- "$destdir$2.new" "$destdir$2"
     say "installed $destdir$2"
 }
 
+# Whether this goes over an earlier installation.
+upgrade=false
+
 install_files() {
-    ! live || write_record
+    if live; then
+        [ ! -e "$record" ] || upgrade=true
+        write_record
+    fi
     put 755 "$prefix/bin/peerix" <"$binary"
     say "$files" | while read -r source target; do
         case $source in
@@ -213,9 +223,20 @@ start() {
         fi
     done
     # Never restarted: a socket that is closed for a moment refuses connections, one that stays open
-    # keeps what arrives until the new daemon reads it.
-    systemctl enable --quiet --now peerix.socket
-    say "peerix.socket is enabled and listens on TCP and UDP port 12304"
+    # keeps what arrives until the new daemon reads it. One that its owner has closed stays so; one that a
+    # program closed which could not start is opened again: this one may.
+    state=$(shown ActiveState peerix.socket)
+    if ! $upgrade; then
+        systemctl enable --quiet --now peerix.socket
+        say "peerix.socket is enabled and listens on TCP and UDP port 12304"
+    elif [ "$state" = active ]; then
+        say "peerix.socket listens all the while"
+    elif [ "$state" = failed ]; then
+        systemctl start peerix.socket
+        say "peerix.socket had failed and listens again"
+    else
+        say "peerix.socket was stopped and stays so; when it is to run: systemctl enable --now peerix.socket"
+    fi
     ran=$(shown ActiveState peerix.service)
     systemctl try-restart peerix.service ||
         fail 1 "peerix.service did not start again; \`systemctl status peerix.service\` says why"
@@ -265,6 +286,7 @@ uninstall() {
     # Last, so that what is interrupted can be done again.
     remove_file "$record"
     for path in $directories; do
+        check_below "$path"
         if rmdir -- "$path" 2>/dev/null; then
             say "removed $path"
         else
@@ -278,17 +300,27 @@ uninstall() {
         [ ! -e "$path" ] || say "kept $path, which is yours"
     done
     if grep -qs '127\.0\.0\.1:12304' /etc/nix/nix.conf; then
-        say '/etc/nix/nix.conf still names http://127.0.0.1:12304/. It does no harm, as nothing listens there any more, but' \
-            'take it out: Nix tries it each time'
+        say '/etc/nix/nix.conf still names http://127.0.0.1:12304/: take that line out and restart the Nix daemon.' \
+            'Until then Nix may fail at the closed port, unless it has fallback = true'
     fi
 }
 
-# remove_file PATH: only below the prefix, whatever the record says.
-remove_file() {
+# check_below PATH: the record may have been written to by others, and root believes it no path that
+# leads out of the prefix.
+check_below() {
     case $1 in
-    "$prefix"/*) ;;
-    *) fail 66 "$record lists $1, which is not in $prefix; right are only paths that were installed there" ;;
+    */../* | */.. | */./* | */.) ;;
+    "$prefix"/*) return 0 ;;
+    /*) # A directory that the prefix itself needed.
+        case $prefix/ in "$1"/*) return 0 ;; esac
+        ;;
     esac
+    fail 66 "$record lists $1, which is not in $prefix; right are only paths that were installed there"
+}
+
+# remove_file PATH
+remove_file() {
+    check_below "$1"
     [ -e "$1" ] || return 0
     rm -f -- "$1"
     say "removed $1"

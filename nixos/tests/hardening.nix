@@ -8,8 +8,13 @@
     { ... }:
     {
       imports = [ ./shared/host.nix ];
-      services.peerix.user = "nobody";
-      services.peerix.group = "nogroup";
+      users.users.peerix = {
+        isSystemUser = true;
+        group = "peerix";
+      };
+      users.groups.peerix = { };
+      services.peerix.user = "peerix";
+      services.peerix.group = "peerix";
     };
   nodes.keyless =
     { ... }:
@@ -26,6 +31,9 @@
         lay_key(machine)
         machine.succeed("systemd-analyze verify --man=no peerix.socket peerix.service")
         machine.succeed("systemd-analyze security --threshold=12 peerix.service")
+
+    for machine, made_up in ((dynamic, "yes"), (static, "no")):
+        assert machine.succeed("systemctl show -P DynamicUser peerix.service").strip() == made_up
 
     for machine in (dynamic, static):
         with subtest(f"{machine.name}: a process without rights, which can sign"):

@@ -12,7 +12,7 @@
       imports = [ ./shared/host.nix ];
       services.peerix.enable = lib.mkForce false;
       nix.settings.extra-substituters = [ "http://127.0.0.1:12304/" ];
-      nix.settings.trusted-public-keys = [ (lib.removeSuffix "\n" (builtins.readFile ./shared/public-key)) ];
+      nix.settings.trusted-public-keys = [ (lib.trim (builtins.readFile ./shared/public-key)) ];
       networking.firewall.allowedTCPPorts = [ 12304 ];
       networking.firewall.allowedUDPPorts = [ 12304 ];
       systemd.services.old-peerix = {

@@ -205,6 +205,25 @@ class Ways:
         self.remove()
         self.assert_same_files(before)
 
+    def test_a_socket_that_was_closed_stays_closed(self):
+        """Stopped or disabled by its owner, it is so after an upgrade."""
+        self.install()
+        self.target.run("systemctl stop peerix.socket")
+        self.install(version=2)
+        self.assertEqual((self.states()[0], self.enabled()), ("inactive", "enabled"))
+        self.target.run("systemctl disable peerix.socket")
+        self.install(version=1)
+        self.assertEqual((self.states()[0], self.enabled()), ("inactive", "disabled"))
+
+    def test_an_upgrade_mends_a_socket_that_a_broken_program_closed(self):
+        """The program of the next version starts, so the socket is opened again."""
+        self.install()
+        self.target.peerix.put_binary(self.target.path("/usr/bin/false"), at=str(self.binary))
+        with self.asker.tcp(self.target.address, 12304):
+            wait_until(lambda: self.states()[0] == "failed", 15, "the socket has failed", every=0.2)
+        self.install(version=2)
+        self.assert_holds(self.target, self.path)
+
     def test_a_masked_socket_stays_closed_and_masked(self):
         """The owner's decision stands through installation and removal."""
         self.target.run("systemctl mask peerix.socket")
@@ -300,6 +319,24 @@ class InstallScript(Ways, LabCase):
         self.assertFalse(self.target.path("/usr/local/share/peerix/old").exists())
         self.remove()
         self.assert_same_files(before)
+
+    def test_a_record_that_leads_elsewhere_is_not_believed(self):
+        """Where a group may write below the prefix, it must not choose what root removes."""
+        self.install()
+        record = self.target.path("/usr/local/share/peerix/installed")
+        honest = record.read_text()
+        self.target.write("/etc/lab-victim", "")
+        self.target.run("mkdir -p /srv/lab-victim")
+        for line in ("f /usr/local/../../etc/lab-victim", "f /etc/lab-victim", "d /usr/local/../../srv/lab-victim", "d /srv/lab-victim"):
+            with self.subTest(line):
+                record.write_text(f"{honest}{line}\n")
+                done = self.script("--uninstall", check=False)
+                self.assertEqual(done.returncode, 66, done.stdout + done.stderr)
+                self.assertTrue(self.target.path("/etc/lab-victim").exists() and self.target.path("/srv/lab-victim").exists())
+                record.parent.mkdir(parents=True, exist_ok=True)
+                record.write_text(honest)
+                self.install()
+        self.target.run("rm -r /etc/lab-victim /srv/lab-victim")
 
     def test_an_installation_that_was_cut_off_can_be_removed(self):
         """A directory that takes no file, at the beginning and in the middle: what came before it can be taken back."""
@@ -455,26 +492,14 @@ class DebianPackage(Ways, LabCase):
         self.install()
         self.assertEqual((self.states(), self.enabled()), (("active", "inactive"), "enabled"))
 
-    def test_a_socket_that_was_closed_stays_closed(self):
-        """Stopped: over an upgrade. Disabled: also over a removal."""
+    def test_a_socket_that_was_disabled_stays_so_over_a_removal(self):
+        """What the administrator has disabled is on record, not with the package."""
         self.install()
-        self.target.run("systemctl stop peerix.socket")
-        self.install(version=2)
-        self.assertEqual((self.states()[0], self.enabled()), ("inactive", "enabled"))
-        self.target.run("systemctl disable peerix.socket")
+        self.target.run("systemctl disable --now peerix.socket")
         self.install(version=2)
         self.target.run("dpkg --remove peerix")
         self.install(version=2)
         self.assertEqual((self.states()[0], self.enabled()), ("inactive", "disabled"))
-
-    def test_an_upgrade_mends_a_socket_that_a_broken_program_closed(self):
-        """The program of the next version starts, so the socket is opened again."""
-        self.install()
-        self.target.peerix.put_binary(self.target.path("/usr/bin/false"))
-        with self.asker.tcp(self.target.address, 12304):
-            wait_until(lambda: self.states()[0] == "failed", 15, "the socket has failed", every=0.2)
-        self.install(version=2)
-        self.assert_holds(self.target, self.path)
 
     def test_policy_decides_about_starting(self):
         """Under policy-rc.d 101, as while an image is made, nothing is started; the next boot does."""

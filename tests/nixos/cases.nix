@@ -154,7 +154,8 @@ rec {
         }
       );
 
-  old-public-key = case { publicKey = key; } (withKey // { warnings = nowSigned; });
+  # As `builtins.readFile` gives it.
+  old-public-key = case { publicKey = "${key}\n"; } (withKey // { warnings = nowSigned; });
 
   old-user-ids = case
     {
@@ -476,6 +477,31 @@ rec {
       ''
         services.peerix.interfaces: the firewall knows names of interfaces, not globs (eth*).
         Right would be the names; or globs in services.peerix.settings.interfaces.include and openFirewall = false.
+      '';
+
+  interfaces-that-differ =
+    failing
+      {
+        interfaces = [ "eth0" ];
+        settings.interfaces.include = [ "wlan*" ];
+      }
+      (
+        withSettings ''
+          port = 12304
+          [interfaces]
+          include = ["wlan*"]
+        ''
+        // {
+          firewall = {
+            allowedTCPPorts = [ ];
+            allowedUDPPorts = [ ];
+            interfaces.eth0 = ports 12304;
+          };
+        }
+      )
+      ''
+        services.peerix.interfaces and settings.interfaces.include say different things: the port would be open on
+        some interfaces, and questions would go out on others. Right would be one of the two.
       '';
 
   globs-without-the-firewall =

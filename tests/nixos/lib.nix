@@ -377,6 +377,12 @@ let
         cut = stringLength text - stringLength suffix;
       in
       cut >= 0 && substring cut (-1) text == suffix;
+    trim =
+      text:
+      let
+        found = match "[ \t\r\n]*(.*[^ \t\r\n])[ \t\r\n]*" text;
+      in
+      if found == null then "" else head found;
     removeSuffix =
       suffix: text:
       if lib.hasSuffix suffix text then

@@ -116,7 +116,6 @@ let
     iproute2 = tool "iproute2";
     jq = tool "jq";
     nix = tool "nix";
-    nixfmt = tool "nixfmt";
     nixfmt-tree = tool "nixfmt-tree";
     python3 = tool "python3";
     rust-analyzer = tool "rust-analyzer";

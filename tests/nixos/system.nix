@@ -140,6 +140,8 @@ in
     )) { };
     nix.extraOptions = text;
     virtualisation.writableStore = option types.bool false;
+    users.users = option (types.attrsOf types.anything) { };
+    users.groups = option (types.attrsOf types.anything) { };
     networking.firewall = firewall // {
       enable = option types.bool true;
       interfaces = option (types.attrsOf (types.submodule { options = firewall; })) { };

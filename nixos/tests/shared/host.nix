@@ -9,6 +9,8 @@
     privateKeyFile = "/run/test/secret-key";
     publicKeyFile = ./public-key;
     settings.idle.timeout = "5s";
+    # A machine without KVM takes long to start a service.
+    settings.discovery.wake-timeout = "5s";
   };
 
   # Builds are trivial, and the builder is the machine's own shell.

@@ -3,18 +3,27 @@
 use std::{
     ffi::OsString,
     io::{self, Read},
-    os::unix::process::CommandExt,
-    process::{Command, ExitStatus, Stdio},
+    os::{fd::AsFd, unix::process::CommandExt},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
-use nix::unistd::{Uid, User, setsid};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::{Uid, User, setsid},
+};
 
 /// Whatever is installed where: the very program that runs.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// What is read of another user's process, of stdout and of stderr; beyond that it is on its own.
-const MOST_BYTES: u64 = 64 << 10;
+/// What is taken of another user's process, of stdout and stderr each; it says a line a database.
+const MOST_BYTES: usize = 64 << 10;
+
+/// How long that process may take: its user can stop it, and root must not wait for that. Two
+/// databases that Nix keeps locked take 10 s each.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The ordinary user who became root to run this, by `sudo`, `doas` or `pkexec`; `None` if it
 /// was root all along.
@@ -57,22 +66,65 @@ pub(super) struct Ended {
 
 /// Runs this program as `user`, with an environment that holds nothing of root's.
 pub(super) fn run_as(user: &User, arguments: &[&str]) -> io::Result<Ended> {
-    let mut command = command_as(user, THIS_PROGRAM);
-    let mut child = command.args(arguments).spawn()?;
-    // One after the other: what our own program writes to stderr fits into the pipe meanwhile.
-    let stdout = up_to_bound(child.stdout.take())?;
-    let stderr = up_to_bound(child.stderr.take())?;
+    let child = command_as(user, THIS_PROGRAM).args(arguments).spawn()?;
+    ended(child, PATIENCE)
+}
+
+/// What `child` says until it ends or `patience` does; then it is killed.
+fn ended(mut child: Child, patience: Duration) -> io::Result<Ended> {
+    let read = read_both(&mut child, Instant::now() + patience);
+    if read.is_err() {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    let [stdout, stderr] = read?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     Ok(Ended {
-        status: child.wait()?,
+        status,
         stdout,
         stderr,
     })
 }
 
+/// Both pipes as they fill, whichever first, until both are closed; no more than the bound is kept.
+fn read_both(child: &mut Child, deadline: Instant) -> io::Result<[Vec<u8>; 2]> {
+    let (Some(mut stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Ok(Default::default());
+    };
+    let mut read = [Vec::new(), Vec::new()];
+    let mut is_open = [true, true];
+    while is_open != [false, false] {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut waiting = [
+            PollFd::new(stdout.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stderr.as_fd(), PollFlags::POLLIN),
+        ];
+        let from = usize::from(!is_open[0]);
+        let to = if is_open[1] { 2 } else { 1 };
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut waiting[from..to], timeout) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let is_ready = waiting.map(|pipe| pipe.any().unwrap_or_default());
+        let pipes: [&mut dyn Read; 2] = [&mut stdout, &mut stderr];
+        for (index, pipe) in pipes.into_iter().enumerate() {
+            if is_open[index] && is_ready[index] {
+                let mut piece = [0; 4 << 10];
+                let length = pipe.read(&mut piece)?;
+                let room = MOST_BYTES - read[index].len();
+                read[index].extend_from_slice(&piece[..length.min(room)]);
+                is_open[index] = length > 0;
+            }
+        }
+    }
+    Ok(read)
+}
+
 /// As after `sudo -u`: the user's own ids from the password database and none of root's groups
 /// (`Command` gives them up when root changes the user). In a session of its own and with pipes
 /// alone: the user can take the process over with a debugger, and must not find in it the
-/// terminal of root's shell to type into.
+/// terminal of root's shell to type into, nor a file that this shell has open.
 fn command_as(user: &User, program: &str) -> Command {
     let mut command = Command::new(program);
     command
@@ -90,26 +142,27 @@ fn command_as(user: &User, program: &str) -> Command {
         unsafe_code,
         reason = "only a child before its exec can leave the session without this process"
     )]
-    // SAFETY: setsid(2) is async-signal-safe, and the closure allocates nothing.
+    // SAFETY: setsid(2) and close_range(2) are async-signal-safe, and the closure allocates nothing.
     unsafe {
-        command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
+        command.pre_exec(|| {
+            setsid()?;
+            // Not closed at once: std tells of a failing exec through one of them.
+            let flags = libc::c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or_default();
+            Errno::result(libc::close_range(3, libc::c_uint::MAX, flags))?;
+            Ok(())
+        });
     }
     command
-}
-
-fn up_to_bound(pipe: Option<impl Read>) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    if let Some(pipe) = pipe {
-        pipe.take(MOST_BYTES).read_to_end(&mut bytes)?;
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
-    use nix::unistd::geteuid;
+    use nix::{
+        fcntl::{FcntlArg, FdFlag, fcntl},
+        unistd::geteuid,
+    };
 
     use super::*;
 
@@ -148,17 +201,48 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_does_not_end_is_killed() {
+        let patience = Duration::from_millis(200);
+        let ended_of = |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            ended(command.spawn().unwrap(), patience)
+        };
+        for script in [
+            "exec sleep 100",
+            "kill -STOP $$",
+            "exec >&-; exec sleep 100",
+        ] {
+            let began = Instant::now();
+            let error = ended_of(script).err().expect(script);
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{script}");
+            assert!(began.elapsed() < Duration::from_secs(10), "{script}");
+        }
+        // Neither pipe waits for the other, and what is beyond the bound is passed over.
+        let much = ended_of("head -c 300000 /dev/zero >&2; echo after").unwrap();
+        assert_eq!((&*much.stdout, much.stderr.len()), ("after\n", MOST_BYTES));
+        let little = "echo out; echo err >&2; exit 3";
+        let ended = ended_of(little).unwrap();
+        assert_eq!((&*ended.stdout, &*ended.stderr), ("out\n", "err\n"));
+        assert_eq!(ended.status.code(), Some(3));
+    }
+
+    #[test]
     fn the_child_has_nothing_of_roots() {
         if !geteuid().is_root() {
             // Past the capture of the test harness.
             writeln!(io::stderr(), "skipped: a child of root's: not root").unwrap();
             return;
         }
+        // A file that the shell has open without close-on-exec.
+        let secret = std::fs::File::open("/etc/shadow").unwrap();
+        fcntl(&secret, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         let user = User::from_name("nobody").unwrap().unwrap();
         let output = command_as(&user, "/bin/sh")
             .args([
                 "-c",
-                "grep -E '^(Uid|Gid|Groups|CapEff|CapPrm|CapAmb):' /proc/$$/status; env | sort; cut -d' ' -f 6,7 /proc/$$/stat; echo $$; readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2; pwd",
+                "grep -E '^(Uid|Gid|Groups|CapEff|CapPrm|CapAmb):' /proc/$$/status; env | sort; cut -d' ' -f 6,7 /proc/$$/stat; echo $$; readlink /proc/$$/fd/*; pwd",
             ])
             .output()
             .unwrap();
