@@ -22,7 +22,7 @@ use nix::sys::signal::Signal;
 
 use support::{
     daemon::{Daemon, Sockets},
-    eventually,
+    documents, eventually,
     host::Host,
     http::{Connection, get},
     is_root,
@@ -221,6 +221,18 @@ fn what_may_not_be_read_ends_with_77() {
     host.file("key", key_text("host-1", 9), 0);
     host.set_file_setting("signing.key-file", "key");
     assert_ends(host.launch().run(), NO_PERMISSION, &["key"], "the key");
+}
+
+#[test]
+fn each_toml_example_of_the_documents_is_in_order() {
+    let blocks = documents::blocks("toml");
+    assert!(blocks.len() >= 4, "only {}", blocks.len());
+    for block in blocks {
+        let host = Host::new();
+        fs::write(host.config(), &block.text).expect("write");
+        let (code, _, stderr) = host.launch().args(["--print-config"]).run();
+        assert_eq!(code, Some(0), "{}: {stderr}", block.place);
+    }
 }
 
 #[test]

@@ -253,8 +253,8 @@ pub(crate) const AFTER_COMMANDS: [Section; 8] = [
             Example("curl -s http://127.0.0.1:12304/status"),
             Text("A second daemon by hand, with settings and a port of its own:"),
             Example("peerix --config ./peerix.toml --port 12400 --verbose"),
-            Text("Give nothing to a network of strangers, and ask it for nothing:"),
-            Example("systemctl stop peerix.socket peerix.service"),
+            Text("Let Nix ask the neighbours again for what they did not have:"),
+            Example("sudo peerix refresh"),
         ],
     },
     Section {

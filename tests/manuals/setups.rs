@@ -28,8 +28,9 @@ peers = [\"192.168.178.20\", \"192.168.178.21\"]
 ",
         after: &[
             "On another network that has the same addresses, whoever has them is asked as well. What \
-             they answer is verified as always. `systemctl stop peerix.socket peerix.service` ends \
-             all of it until `systemctl start peerix.socket`.",
+             they answer is verified as always. With `allowed-networks = [\"127.0.0.0/8\", \"::1/128\"]` \
+             strangers get no answer at all. Do not stop the socket for that: a Nix that has used \
+             the gateway in the last week fails at a closed port, unless it has `fallback = true`.",
         ],
     },
     Setup {
