@@ -3,12 +3,11 @@
 import re
 import shutil
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 from harness import peerix
-from harness.case import LabCase, empty, full, half, http, wait_until, wire
+from harness.case import LabCase, empty, full, half, wait_until, wire
+from harness.prober import Prober
 
 MIB = 1 << 20
 SETTINGS = peerix.CONFIG
@@ -537,33 +536,3 @@ def build_package(version):
     if done.returncode:
         raise AssertionError(f"the package could not be built:\n{done.stderr[-3000:]}")
     return Path(done.stdout.strip()).read_bytes()
-
-
-class Prober(threading.Thread):
-    """Asks the same question again and again, and remembers what was wrong and the slowest answer."""
-
-    def __init__(self, question):
-        super().__init__(daemon=True)
-        self._question = question
-        self._over = threading.Event()
-        self.asked, self.slowest, self.problems = 0, 0.0, []
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self.join()
-
-    def run(self):
-        while not self._over.wait(0.02):
-            started = time.monotonic()
-            try:
-                problem = self._question()
-            except OSError as error:
-                problem = repr(error)
-            if problem:
-                self.problems.append(problem)
-            self.slowest = max(self.slowest, time.monotonic() - started)
-            self.asked += 1

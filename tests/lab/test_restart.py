@@ -2,11 +2,10 @@
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 from harness.case import LabCase, empty, full, http, wait_until
+from harness.prober import Prober
 
 MIB = 1 << 20
 
@@ -95,10 +94,15 @@ class Restart(LabCase):
         self.assertLess(answer.seconds, 2)
         self.finish(pull, path)
 
+    def narinfo_problem(self):
+        """What is wrong with the gateway's answer for a narinfo, on a connection of its own."""
+        status = http.get(self.asker, f"/{self.closure.chain[0].hash}.narinfo", bound=5).status
+        return None if status in (200, 404) else f"status {status}"
+
     def test_a_restart_in_mid_pull_fails_no_build_and_delays_no_narinfo(self):
         """`systemctl restart` at both ends while the closure is pulled: no narinfo waits over 1.5 s."""
         pull = self.start_pull(self.closure.top, "400mbit")
-        with Prober(self.asker, f"/{self.closure.chain[0].hash}.narinfo") as prober:
+        with Prober(self.narinfo_problem) as prober:
             for host in (self.asker, self.holder, self.asker):
                 self.await_sent(16 * MIB, pull)
                 host.run("systemctl restart peerix.service")
@@ -124,33 +128,3 @@ class Restart(LabCase):
 def state_of(task):
     """The letter of a thread's state, from its directory in /proc."""
     return (task / "stat").read_text().rpartition(")")[2].split()[0]
-
-
-class Prober(threading.Thread):
-    """Asks one URL again and again, each time on a connection of its own, and remembers the worst."""
-
-    def __init__(self, host, path):
-        super().__init__(daemon=True)
-        self._host, self._path = host, path
-        self._over = threading.Event()
-        self.asked, self.slowest, self.problems = 0, 0.0, []
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self.join()
-
-    def run(self):
-        while not self._over.wait(0.02):
-            started = time.monotonic()
-            try:
-                status = http.get(self._host, self._path, bound=5).status
-                if status not in (200, 404):
-                    self.problems.append(f"status {status}")
-            except OSError as error:
-                self.problems.append(repr(error))
-            self.slowest = max(self.slowest, time.monotonic() - started)
-            self.asked += 1
