@@ -195,12 +195,12 @@ put() {
     say "installed $destdir$2"
 }
 
-# Whether this goes over an earlier installation.
+# Whether this goes over an earlier installation, one that came as far as its last file.
 upgrade=false
 
 install_files() {
     if live; then
-        [ ! -e "$record" ] || upgrade=true
+        if [ -e "$record" ] && [ -e "$prefix/share/doc/peerix/peerix.toml" ]; then upgrade=true; fi
         write_record
     fi
     put 755 "$prefix/bin/peerix" <"$binary"
@@ -245,7 +245,7 @@ start() {
 
 tell_what_is_left() {
     say '' 'Left to do:'
-    if grep -Eqs '^[[:space:]]*(extra-)?(trusted-)?substituters[[:space:]]*=.*http://127\.0\.0\.1:12304(/|[[:space:]]|$)' /etc/nix/nix.conf; then
+    if grep -Eqs '^[[:space:]]*(extra-)?substituters[[:space:]]*=.*http://127\.0\.0\.1:12304(/|[[:space:]]|$)' /etc/nix/nix.conf; then
         say '- /etc/nix/nix.conf already names the substituter http://127.0.0.1:12304/'
     else
         say '- add this line to /etc/nix/nix.conf:' '      extra-substituters = http://127.0.0.1:12304/' \

@@ -301,6 +301,9 @@ class InstallScript(Ways, LabCase):
         with open(self.target.path("/etc/nix/nix.conf"), "a") as conf:
             conf.write(self.told(output) + "\n")
         self.assertIn("already names the substituter http://127.0.0.1:12304/", self.install())
+        # To allow it to others is not to use it.
+        self.target.write("/etc/nix/nix.conf", "extra-trusted-substituters = http://127.0.0.1:12304/\n")
+        self.assertIn("add this line", self.install())
         self.target.write(SETTINGS, "")
         output = self.remove()
         for words in ("kept /etc/peerix, ", "stopped peerix.socket", f"removed {self.binary}", "nix.conf still names"):
@@ -318,6 +321,19 @@ class InstallScript(Ways, LabCase):
         self.assertFalse(self.target.path("/usr/local/share/peerix/old").exists())
         self.remove()
         self.assert_same_files(before)
+
+    def test_an_installation_that_was_cut_off_is_finished_by_the_next(self):
+        """It is no upgrade of one whose owner has closed the socket."""
+        blocked = "/usr/local/share/man/man5"
+        self.target.run(["mkdir", "-p", blocked])
+        self.target.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", blocked])
+        self.assertNotEqual(self.script(check=False).returncode, 0)
+        self.target.run(["umount", blocked])
+        self.install()
+        self.assertEqual((self.states()[0], self.enabled()), ("active", "enabled"))
+        self.assert_holds(self.target, self.path)
+        self.remove()
+        self.target.run(["rm", "-rf", blocked])
 
     def test_a_record_that_leads_elsewhere_is_not_believed(self):
         """Where a group may write below the prefix, it must not choose what root removes."""
