@@ -96,6 +96,8 @@ let
         connections = key types.ints.unsigned "Open connections; 64 of them are kept for loopback. Default: 1024.";
         narinfo = key size ''Largest narinfo taken from a peer. Default: "64KiB".'';
         nar = key size ''Largest NAR taken from a peer. Default: "1TiB".'';
+        stall = key duration ''How long a holder of a NAR may send nothing where another one can go on. Default: "1s".'';
+        stall-alone = key duration ''The same where no other holder is known. Default: "20s".'';
       };
     };
   };

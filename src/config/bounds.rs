@@ -47,6 +47,20 @@ impl Config {
                 "at most \"4s\": the unit is killed after 5s",
             ));
         }
+        if limits.stall < Duration::from_millis(100) {
+            return Err(outside(
+                "limits.stall",
+                &units::Spelled(limits.stall),
+                "\"100ms\" or more: a busy holder is late that long",
+            ));
+        }
+        if limits.stall_alone < limits.stall || limits.stall_alone > Duration::from_secs(240) {
+            return Err(outside(
+                "limits.stall-alone",
+                &units::Spelled(limits.stall_alone),
+                "limits.stall or more, at most \"4min\": Nix gives up after 5min",
+            ));
+        }
         if self.discovery.timeout > self.discovery.wake_timeout {
             return Err(outside(
                 "discovery.timeout",

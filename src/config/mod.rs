@@ -300,6 +300,12 @@ pub struct Limits {
     pub narinfo: ByteSize,
     /// Largest NAR taken from a peer.
     pub nar: ByteSize,
+    /// How long a holder of a NAR may be silent where another one can go on.
+    #[serde(with = "units::duration")]
+    pub stall: Duration,
+    /// The same where no other holder is known.
+    #[serde(with = "units::duration")]
+    pub stall_alone: Duration,
 }
 
 /// Connections and descriptors kept for loopback, whatever the LAN does.
@@ -314,6 +320,8 @@ impl Default for Limits {
             connections: 1_024,
             narinfo: ByteSize(64 << 10),
             nar: ByteSize(1 << 40),
+            stall: Duration::from_secs(1),
+            stall_alone: Duration::from_secs(20),
         }
     }
 }

@@ -133,6 +133,14 @@ fn an_error_names_key_line_and_what_would_be_right() {
         ),
         ("[limits]\ndrain = \"10s\"", &["limits.drain = 10s", "4s"]),
         (
+            "[limits]\nstall = \"1ms\"",
+            &["limits.stall = 1ms", "100ms"],
+        ),
+        (
+            "[limits]\nstall = \"30s\"",
+            &["limits.stall-alone = 20s", "4min"],
+        ),
+        (
             "[discovery]\ntimeout = \"1s\"",
             &["discovery.timeout = 1s", "wake-timeout"],
         ),

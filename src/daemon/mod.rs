@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    finder::Memory,
+    finder::{Memory, inquiry},
     http::{
         App, Service, State,
         activity::Activity,
@@ -139,6 +139,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         Arc::new(Counters::default()),
     ));
     let memory = Memory::default();
+    let (inquiries, cases) = mpsc::channel(inquiry::MOST_WAITING);
     memory.standing.restore(Instant::now(), &bans);
     let notifier = Arc::new(notifier);
     let mut daemon = Running {
@@ -147,6 +148,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         notifier: Arc::clone(&notifier),
         client: Client::new().map_err(DaemonError::Client)?,
         memory,
+        inquiries,
         lan,
         app,
         setup: None,
@@ -177,6 +179,14 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     tasks.spawn(async move {
         answering.await;
         Ok("questions")
+    });
+    let stopped = stop.drain.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = inquiry::run(cases) => {}
+            () = stopped.cancelled() => {}
+        }
+        Ok("inquiries")
     });
     if let Some(every) = watchdog_interval() {
         let beats = vec![questions_beat, Arc::clone(&supervision_beat)];

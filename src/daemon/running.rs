@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use log::{error, info};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    finder::{Finder, Memory},
+    finder::{Finder, Memory, inquiry},
     http::{App, Service, State, listener::Stop},
     lan::LanHandle,
     peer::Client,
@@ -32,6 +35,7 @@ pub(super) struct Running {
     pub(super) notifier: Arc<Notifier>,
     pub(super) client: Client,
     pub(super) memory: Memory,
+    pub(super) inquiries: mpsc::Sender<inquiry::Case>,
     pub(super) lan: LanHandle,
     pub(super) app: Arc<App>,
     /// What is in force; none while degraded from the start.
@@ -58,8 +62,9 @@ impl Running {
             self.client.clone(),
             setup.holdings(store),
             setup.trust(),
-            config.limits.narinfo.bytes(),
+            config.limits.clone(),
             self.memory.clone(),
+            self.inquiries.clone(),
         );
         let idle = config.idle.timeout(self.activated);
         self.app.activity.set_timeout(idle);

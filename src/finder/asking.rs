@@ -177,7 +177,7 @@ impl Finder {
         let offer = match self
             .0
             .client
-            .narinfo(peer, &path, self.0.narinfo_limit)
+            .narinfo(peer, &path, self.limits().narinfo.bytes())
             .await
         {
             Ok(body) => {

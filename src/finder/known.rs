@@ -70,13 +70,26 @@ pub struct Found {
     pub holders: VecDeque<Holder>,
 }
 
+/// Nix has a part of a NAR that was wrong. It asks for the rest a third of a second later, and
+/// whatever it gets cannot mend what it has.
+const TAINTED_FOR: Duration = Duration::from_secs(30);
+
+/// Wrong NARs that are remembered for so short a time.
+const MOST_TAINTED: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+
 /// The memory of finds, bounded in size and age.
 #[derive(Debug)]
-pub struct Known(Mutex<LruCache<StorePathHash, (Instant, Found)>>);
+pub struct Known {
+    finds: Mutex<LruCache<StorePathHash, (Instant, Found)>>,
+    tainted: Mutex<LruCache<(StorePathHash, NarHash), Instant>>,
+}
 
 impl Default for Known {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(CAPACITY)))
+        Self {
+            finds: Mutex::new(LruCache::new(CAPACITY)),
+            tainted: Mutex::new(LruCache::new(MOST_TAINTED)),
+        }
     }
 }
 
@@ -113,8 +126,21 @@ impl Known {
         self.lock().pop(&hash);
     }
 
+    /// Nix has got wrong bytes of this NAR at `now`.
+    pub fn taint(&self, now: Instant, hash: StorePathHash, nar_hash: NarHash) {
+        let mut tainted = self.tainted.lock().unwrap_or_else(PoisonError::into_inner);
+        tainted.put((hash, nar_hash), now);
+    }
+
+    /// Whether Nix, which asks for the rest of this NAR, has wrong bytes of it.
+    pub fn is_tainted(&self, now: Instant, hash: StorePathHash, nar_hash: NarHash) -> bool {
+        let mut tainted = self.tainted.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = tainted.get(&(hash, nar_hash));
+        since.is_some_and(|since| now.duration_since(*since) < TAINTED_FOR)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<StorePathHash, (Instant, Found)>> {
         // Every write is one call, so a panic elsewhere leaves nothing half-done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.finds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

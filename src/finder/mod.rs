@@ -8,8 +8,10 @@
 
 pub mod acceptance;
 mod asking;
+pub mod budget;
 mod counters;
 mod expected;
+pub mod inquiry;
 pub mod known;
 mod opening;
 mod patience;
@@ -22,13 +24,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::{debug, info};
+use log::debug;
+use tokio::sync::mpsc;
 
 use crate::{
+    config::Limits,
     format::{NarHash, PathInfo, StorePathHash},
     lan::{self, LanHandle},
     peer::Client,
-    protocol::{PeerAddr, discovery::PeerInfo},
+    protocol::discovery::PeerInfo,
     store::{LocalStore, SharePolicy},
 };
 
@@ -77,9 +81,10 @@ struct Inner {
     client: Client,
     holdings: Holdings,
     trust: Trust,
-    /// Largest narinfo taken from a peer, in bytes.
-    narinfo_limit: u64,
+    limits: Limits,
     memory: Memory,
+    /// Where it is found out who sent wrong bytes.
+    inquiries: mpsc::Sender<inquiry::Case>,
 }
 
 impl Finder {
@@ -89,16 +94,18 @@ impl Finder {
         client: Client,
         holdings: Holdings,
         trust: Trust,
-        narinfo_limit: u64,
+        limits: Limits,
         memory: Memory,
+        inquiries: mpsc::Sender<inquiry::Case>,
     ) -> Self {
         Self(Arc::new(Inner {
             lan,
             client,
             holdings,
             trust,
-            narinfo_limit,
+            limits,
             memory,
+            inquiries,
         }))
     }
 
@@ -110,6 +117,10 @@ impl Finder {
     /// How peers behaved, and what was done so far.
     pub fn memory(&self) -> &Memory {
         &self.0.memory
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.0.limits
     }
 
     /// The peers of the LAN.
@@ -167,6 +178,12 @@ impl Finder {
         }
     }
 
+    /// Whether Nix was given wrong bytes of this NAR a moment ago.
+    pub fn is_tainted(&self, hash: StorePathHash, nar_hash: NarHash) -> bool {
+        let known = &self.0.memory.known;
+        known.is_tainted(Instant::now(), hash, nar_hash)
+    }
+
     /// Whether a peer that answered lately has said nothing `since` the lookup began. Nix was
     /// promised this NAR, and a daemon that restarts is back in a moment.
     fn someone_is_silent(&self, since: Instant) -> bool {
@@ -194,25 +211,5 @@ impl Finder {
             proof,
             holders: VecDeque::from([Holder::Own]),
         })
-    }
-
-    /// Accounts for bytes that are not what was promised. Only a peer that sent all of them
-    /// can be blamed.
-    fn lied(&self, found: &Found, senders: &[PeerAddr]) {
-        let memory = &self.0.memory;
-        memory.counters.corrupt();
-        let path = found.info.path.display(&self.0.trust.store_dir);
-        if let [peer] = senders {
-            let ban = memory.standing.lied(Instant::now(), *peer);
-            log::warn!(
-                hash:% = found.info.path.hash(), store_path:% = path, peer:% = peer.ip(), reason = "wrong-bytes";
-                "{peer} sent wrong bytes for {path} and is not asked for {} minutes", ban.as_secs() / 60
-            );
-        } else {
-            info!(
-                hash:% = found.info.path.hash(), store_path:% = path, reason = "wrong-bytes";
-                "the bytes of {path} from {} peers together are wrong; none can be blamed", senders.len()
-            );
-        }
     }
 }

@@ -8,8 +8,9 @@ use futures_util::{Stream, StreamExt};
 
 use super::{Finder, Holder, Holdings, acceptance::Offer, asking::Refused};
 use crate::{
-    format::PathInfo,
-    peer::PeerError,
+    format::{PathInfo, narinfo::NarUrl},
+    peer::{NarBody, PeerError},
+    protocol::PeerAddr,
     store::{NarError, StoreError},
 };
 
@@ -25,8 +26,16 @@ pub(super) enum HolderError {
     Refused(#[from] Refused),
     #[error("it has another NAR for this path")]
     OtherNar,
+    #[error("its narinfo was not asked for")]
+    Unproven,
     #[error("silent for {} ms", after.as_millis())]
     Stalled { after: Duration },
+    #[error("below the least rate for {} ms", after.as_millis())]
+    Slow { after: Duration },
+    #[error("it knows no ranges")]
+    WithoutRanges,
+    #[error("its bytes are not those that it gives the digest of")]
+    Contradiction,
     #[error("our own store cannot give it")]
     Own(#[from] NarError),
     #[error("our own store did not answer")]
@@ -36,46 +45,67 @@ pub(super) enum HolderError {
 }
 
 impl HolderError {
+    /// A word for metrics and the journal.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Peer(error) | Self::Refused(Refused::Peer(error)) => error.kind(),
+            Self::Refused(Refused::Rejected { source, .. }) => source.kind(),
+            Self::OtherNar => "other-nar",
+            Self::Unproven => "unproven",
+            Self::Stalled { .. } => "silent",
+            Self::Slow { .. } => "slow",
+            Self::WithoutRanges => "without-ranges",
+            Self::Contradiction => "contradiction",
+            Self::Own(_) | Self::OwnStore(_) | Self::NotOurs => "own-store",
+        }
+    }
+
     /// Whether the same holder may be able to go on in a moment.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Peer(error) | Self::Refused(Refused::Peer(error)) => error.may_pass(),
-            Self::Stalled { .. } => true,
-            Self::Refused(Refused::Rejected { .. }) | Self::OtherNar => false,
+            Self::Stalled { .. } | Self::Slow { .. } | Self::WithoutRanges => true,
+            Self::Refused(Refused::Rejected { .. }) | Self::OtherNar | Self::Unproven => false,
+            Self::Contradiction => false,
             Self::Own(_) | Self::OwnStore(_) | Self::NotOurs => false,
         }
     }
 }
 
 impl Finder {
-    /// The bytes of `range`, not empty, at `holder`, if it has the very NAR of `info`.
+    /// Makes sure that `holder` has the very NAR of `info`, and finds out where it keeps it.
+    pub(super) async fn prove(
+        &self,
+        holder: Holder,
+        info: &PathInfo,
+    ) -> Result<Holder, (Holder, HolderError)> {
+        let Holder::Unproven(address) = holder else {
+            return Ok(holder);
+        };
+        match self.fetch(address, info.path.hash()).await.1 {
+            Ok(Offer {
+                info: theirs, url, ..
+            }) if (theirs.nar_hash, theirs.nar_size) == (info.nar_hash, info.nar_size) => {
+                Ok(Holder::Peer { address, url })
+            }
+            Ok(_) => Err((holder, HolderError::OtherNar)),
+            Err(refused) => Err((holder, refused.into())),
+        }
+    }
+
+    /// The bytes of `range`, not empty, at a holder that was proved.
     pub(super) async fn open(
         &self,
         holder: &Holder,
         info: &PathInfo,
         range: Range<u64>,
     ) -> Result<Body, HolderError> {
-        let client = &self.0.client;
         match holder {
             Holder::Peer { address, url } => {
-                let body = client
-                    .nar(*address, url.as_str(), range, info.nar_size)
-                    .await?;
+                let body = self.peer_nar(*address, url, info, range).await?;
                 Ok(Box::pin(body.map(|piece| Ok(piece?))))
             }
-            Holder::Unproven(address) => {
-                let (_, offer) = self.fetch(*address, info.path.hash()).await;
-                let Offer {
-                    info: theirs, url, ..
-                } = offer?;
-                if (theirs.nar_hash, theirs.nar_size) != (info.nar_hash, info.nar_size) {
-                    return Err(HolderError::OtherNar);
-                }
-                let body = client
-                    .nar(*address, url.as_str(), range, info.nar_size)
-                    .await?;
-                Ok(Box::pin(body.map(|piece| Ok(piece?))))
-            }
+            Holder::Unproven(_) => Err(HolderError::Unproven),
             Holder::Own => {
                 let Holdings { store, share } = self.holdings();
                 let ours = store
@@ -89,5 +119,19 @@ impl Finder {
                 Ok(Box::pin(nar.read(range).map(|piece| Ok(piece?))))
             }
         }
+    }
+
+    /// The bytes of `range` at a peer.
+    pub(super) async fn peer_nar(
+        &self,
+        address: PeerAddr,
+        url: &NarUrl,
+        info: &PathInfo,
+        range: Range<u64>,
+    ) -> Result<NarBody, PeerError> {
+        let client = &self.0.client;
+        client
+            .nar(address, url.as_str(), range, info.nar_size)
+            .await
     }
 }

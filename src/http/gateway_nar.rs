@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::stream;
-use hyper::{Method, Request};
+use hyper::{Method, Request, header::RANGE};
 
 use super::{
     Service,
@@ -22,6 +22,11 @@ pub(super) async fn answer<B>(
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
     let finder = service.finder().ok_or(Refusal::NotFound)?;
+    // Nix wants the rest of a NAR whose beginning is wrong: 404 sends it to its next substituter.
+    let resumes = request.headers().contains_key(RANGE);
+    if resumes && nar_hash.is_some_and(|nar_hash| finder.is_tainted(hash, nar_hash)) {
+        return Err(Refusal::NotFound);
+    }
     let found = finder.nar(hash, nar_hash).await.ok_or(Refusal::NotFound)?;
     let (nar_hash, size) = (found.info.nar_hash, found.info.nar_size);
     let range = part(request.headers(), &nar_hash, size)?;
@@ -40,7 +45,7 @@ pub(super) async fn answer<B>(
         .for_loopback()
         .await
         .ok_or(Refusal::NotFound)?;
-    let opened = NarStream::open(finder, found, range.clone())
+    let opened = NarStream::open(finder, found, range.clone(), slot)
         .await
         .map_err(|error| {
             log::info!(hash:% = hash, reason = "no-holder"; "{error}");
@@ -48,13 +53,13 @@ pub(super) async fn answer<B>(
         })?;
     let source = opened.holder().map(ToString::to_string).unwrap_or_default();
     let mut head = nar_head(&nar_hash, &range, size, &source);
-    let pieces: Pieces = Box::pin(stream::unfold((opened, slot), |(mut opened, slot)| async {
+    let pieces: Pieces = Box::pin(stream::unfold(opened, |mut opened| async {
         let piece = opened.next().await?;
         let piece = piece.map_err(|error| {
             log::info!(reason = "cut"; "{error}; Nix resumes");
             Cut::from(error)
         });
-        Some((piece, (opened, slot)))
+        Some((piece, opened))
     }));
     *head.body_mut() = Body::nar(pieces, range.end - range.start);
     Ok(head)

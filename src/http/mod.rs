@@ -14,7 +14,6 @@ pub mod access;
 pub mod activity;
 mod answer;
 pub mod body;
-pub mod budget;
 mod cache_info;
 mod connection;
 pub mod counters;
@@ -40,13 +39,15 @@ use std::{
 
 use hyper::{Method, Request};
 
-use crate::{config::Config, finder::Finder};
+use crate::{
+    config::Config,
+    finder::{Finder, budget::Budget},
+};
 
 use access::Client;
 use activity::{Activity, LoopbackConnection};
 use answer::{Answer, Refusal};
 use body::Body;
-use budget::Budget;
 use counters::Counters;
 use route::{Audience, Route};
 use upload::Upload;

@@ -4,6 +4,7 @@
 //! Everything a peer sends is bounded here: connect time, head time, body size, stalls.
 
 mod address;
+mod digests;
 
 use std::{
     ops::Range,
@@ -18,6 +19,8 @@ use reqwest::{
     Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_RANGE, HOST, RANGE},
 };
+
+pub use digests::{Digest, PieceDigests};
 
 use crate::protocol::PeerAddr;
 
@@ -251,6 +254,13 @@ pub struct NarBody {
     left: u64,
     /// Bytes that a holder without ranges sends after the wanted ones; not read.
     beyond: u64,
+}
+
+impl NarBody {
+    /// Whether the holder sends more than was asked for, because it knows no ranges.
+    pub fn is_without_ranges(&self) -> bool {
+        self.skip > 0 || self.beyond > 0
+    }
 }
 
 impl Stream for NarBody {

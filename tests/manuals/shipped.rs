@@ -52,12 +52,14 @@ const REMARKS: [(&str, &str); 4] = [
 ];
 
 /// A setting that is out of each bound that the settings have.
-const OUT_OF_BOUNDS: [&str; 8] = [
+const OUT_OF_BOUNDS: [&str; 10] = [
     "limits.connections = 0",
     "limits.buffer = \"0B\"",
     "limits.narinfo = \"0B\"",
     "limits.upload = \"0B\"",
     "limits.drain = \"1h\"",
+    "limits.stall = \"1ms\"",
+    "limits.stall-alone = \"1h\"",
     "discovery.timeout = \"1h\"",
     "discovery.wake-timeout = \"1h\"",
     "store.database = \"here\"",

@@ -1,0 +1,235 @@
+//! Who may still give the NAR of one stream, and what is left to try when those have failed.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use log::{debug, info};
+
+use super::StreamError;
+use crate::{
+    finder::{
+        Finder, Found, Holder,
+        opening::{Body, HolderError},
+    },
+    format::PathInfo,
+    protocol::PeerAddr,
+    system::journal::chain,
+};
+
+/// A stream that had to look for holders this often will not get far.
+const MOST_ROUNDS: u32 = 32;
+
+/// Holders lost in mid-stream that get a line in the journal.
+const MOST_LINES: u32 = 8;
+
+/// What is left to try when the holders at hand have failed. Each piece that arrives begins
+/// anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resort {
+    /// Ask the LAN again.
+    AskAgain,
+    /// Try those again that may have recovered.
+    TryAgain,
+    /// Give up.
+    Nothing,
+}
+
+/// The holders of one NAR.
+pub(super) struct Holders {
+    finder: Finder,
+    found: Found,
+    tried: Vec<PeerAddr>,
+    /// Those that failed in a way that may pass, such as a restart.
+    again: VecDeque<Holder>,
+    resort: Resort,
+    rounds: u32,
+    lines: u32,
+}
+
+impl Holders {
+    pub(super) fn new(finder: Finder, found: Found) -> Self {
+        Self {
+            finder,
+            found,
+            tried: Vec::new(),
+            again: VecDeque::new(),
+            resort: Resort::AskAgain,
+            rounds: 0,
+            lines: 0,
+        }
+    }
+
+    pub(super) fn finder(&self) -> &Finder {
+        &self.finder
+    }
+
+    pub(super) fn found(&self) -> &Found {
+        &self.found
+    }
+
+    pub(super) fn info(&self) -> &Arc<PathInfo> {
+        &self.found.info
+    }
+
+    /// Holders that were not tried yet.
+    pub(super) fn at_hand(&self) -> usize {
+        self.found.holders.len()
+    }
+
+    /// Whether another holder can go on, or might be found.
+    pub(super) fn may_be_others(&self) -> bool {
+        self.at_hand() > 0 || self.resort == Resort::AskAgain
+    }
+
+    /// The next one to try.
+    pub(super) fn take(&mut self) -> Option<Holder> {
+        let holder = self.found.holders.pop_front()?;
+        self.tried.extend(holder.address());
+        Some(holder)
+    }
+
+    /// Another try with one that was taken, after those at hand.
+    pub(super) fn put_back(&mut self, holder: Holder) {
+        self.found.holders.push_back(holder);
+    }
+
+    /// Keeps one for later that cannot do what is wanted now.
+    pub(super) fn put_aside(&mut self, holder: Holder) {
+        self.again.push_back(holder);
+    }
+
+    /// Bytes came.
+    pub(super) fn progress(&mut self) {
+        self.resort = Resort::AskAgain;
+    }
+
+    /// Accounts for a holder that cannot give the bytes from `position` on.
+    pub(super) fn failed(&mut self, holder: Holder, error: &HolderError, position: u64) {
+        let hash = self.info().path.hash();
+        let peer = holder.address();
+        // Another build of the path is nobody's failure, nor is an old version.
+        let blamed = !matches!(error, HolderError::OtherNar | HolderError::WithoutRanges);
+        let memory = self.finder.memory();
+        if let Some(peer) = peer.filter(|_| blamed) {
+            memory.standing.failed(Instant::now(), peer);
+            memory.counters.refused(error.kind());
+        }
+        self.lines += 1;
+        let level = if blamed && self.lines <= MOST_LINES {
+            log::Level::Info
+        } else {
+            log::Level::Debug
+        };
+        let ip = peer.map_or_else(String::new, |peer| peer.ip().to_string());
+        log::log!(
+            level, hash:% = hash, peer = ip.as_str(), reason = error.kind();
+            "{holder} cannot give {hash} from byte {position}: {}", chain(error)
+        );
+        if error.may_pass() && !self.again.contains(&holder) {
+            self.again.push_back(holder);
+        }
+    }
+
+    /// Opens the bytes from `range.start` at a holder that agrees to give them. When those at
+    /// hand have failed, the LAN is asked once more, then those that may have recovered are
+    /// tried once more: a holder that restarts answers a second later, its socket is open all
+    /// the time.
+    pub(super) async fn open(&mut self, range: Range<u64>) -> Result<(Holder, Body), StreamError> {
+        loop {
+            while let Some(holder) = self.take() {
+                let info = Arc::clone(self.info());
+                let proved = match self.finder.prove(holder, &info).await {
+                    Ok(proved) => proved,
+                    Err((holder, error)) => {
+                        self.failed(holder, &error, range.start);
+                        continue;
+                    }
+                };
+                match self.finder.open(&proved, &info, range.clone()).await {
+                    Ok(body) => return Ok((proved, body)),
+                    Err(error) => self.failed(proved, &error, range.start),
+                }
+            }
+            self.rounds += 1;
+            match self.resort {
+                Resort::AskAgain if self.rounds <= MOST_ROUNDS => self.ask_again().await,
+                Resort::TryAgain => {
+                    self.resort = Resort::Nothing;
+                    self.found.holders = std::mem::take(&mut self.again);
+                }
+                Resort::AskAgain | Resort::Nothing => {
+                    let hash = self.info().path.hash();
+                    self.finder.memory().known.forget(hash);
+                    return Err(StreamError::NoHolder {
+                        hash,
+                        position: range.start,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Asks the LAN, then our own store, for holders that have not failed.
+    pub(super) async fn ask_again(&mut self) {
+        self.resort = Resort::TryAgain;
+        let (hash, nar_hash) = (self.info().path.hash(), Some(self.info().nar_hash));
+        let again = match self.finder.ask(hash, nar_hash, &self.tried).await {
+            Ok(found) => Some(found),
+            Err(_) => self.finder.own(hash, nar_hash).await,
+        };
+        self.add(again);
+    }
+
+    /// Looks for more holders than the one that is known, `patience` at most: a question to
+    /// the LAN is cheap against a large NAR.
+    pub(super) async fn look_for_more(&mut self, patience: Duration) {
+        let (hash, nar_hash) = (self.info().path.hash(), Some(self.info().nar_hash));
+        let known: Vec<PeerAddr> = self
+            .found
+            .holders
+            .iter()
+            .filter_map(Holder::address)
+            .collect();
+        let asked = self.finder.ask(hash, nar_hash, &known);
+        let more = tokio::time::timeout(patience, asked).await;
+        let before = std::mem::take(&mut self.found.holders);
+        self.add(more.ok().and_then(Result::ok));
+        self.found.holders = before
+            .into_iter()
+            .chain(std::mem::take(&mut self.found.holders))
+            .collect();
+        if self.at_hand() > 1 {
+            debug!(hash:% = hash; "{} holders of {hash}", self.at_hand());
+        }
+    }
+
+    fn add(&mut self, more: Option<Found>) {
+        let info = self.info();
+        if let Some(more) = more.filter(|more| more.info.nar_size == info.nar_size) {
+            self.found.holders = more.holders;
+        }
+    }
+
+    /// One line for a NAR that came from `peer` to its end.
+    pub(super) fn report(&self, peer: PeerAddr, others: usize, bytes: u64, elapsed: Duration) {
+        let info = self.info();
+        let memory = self.finder.memory();
+        memory.counters.fetched();
+        memory.standing.served(peer);
+        let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let path = info.path.display(&self.finder.0.trust.store_dir);
+        let beside = match others {
+            0 => String::new(),
+            1 => " and another peer".to_owned(),
+            more => format!(" and {more} other peers"),
+        };
+        info!(
+            hash:% = info.path.hash(), store_path:% = path, peer:% = peer.ip(), bytes = bytes, duration_us = duration_us;
+            "fetched {path} from {peer}{beside}: {bytes} bytes in {} ms", elapsed.as_millis()
+        );
+    }
+}

@@ -1,0 +1,153 @@
+//! The bytes of a NAR from one holder after the other: when one fails, the next goes on at the
+//! exact byte.
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+
+use super::{Step, StreamError, holders::Holders};
+use crate::finder::{
+    Holder,
+    opening::{Body, HolderError},
+};
+
+/// A holder that gives less than this while it is waited for so long is left.
+const SLOW_WINDOW: Duration = Duration::from_secs(10);
+const SLOW_BYTES: usize = 64 << 10;
+
+/// The same where another holder is at hand.
+const SLOW_BESIDE_OTHERS_WINDOW: Duration = Duration::from_secs(2);
+const SLOW_BESIDE_OTHERS_BYTES: usize = 128 << 10;
+
+/// The rate of one holder, over time that was spent waiting for it: while Nix is slow,
+/// nobody else is.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    bytes: usize,
+}
+
+impl Pace {
+    /// Whether a holder that took `waited` for the next `bytes` is below the minimum rate, and
+    /// over which time.
+    fn too_slow_for(
+        &mut self,
+        waited: Duration,
+        bytes: usize,
+        others_at_hand: bool,
+    ) -> Option<Duration> {
+        self.waited += waited;
+        self.bytes += bytes;
+        let (window, least) = if others_at_hand {
+            (SLOW_BESIDE_OTHERS_WINDOW, SLOW_BESIDE_OTHERS_BYTES)
+        } else {
+            (SLOW_WINDOW, SLOW_BYTES)
+        };
+        if self.waited < window {
+            return None;
+        }
+        let slow = self.bytes < least;
+        *self = Self::default();
+        slow.then_some(window)
+    }
+}
+
+/// One holder at a time.
+pub(super) struct Line {
+    /// Where the next byte from a holder belongs, and the end.
+    left: Range<u64>,
+    current: Option<(Holder, Body)>,
+    pace: Pace,
+}
+
+impl Line {
+    pub(super) fn new(range: Range<u64>) -> Self {
+        Self {
+            left: range,
+            current: None,
+            pace: Pace::default(),
+        }
+    }
+
+    pub(super) fn holder(&self) -> Option<&Holder> {
+        self.current.as_ref().map(|(holder, _)| holder)
+    }
+
+    /// Finds a holder for what is left.
+    pub(super) async fn connect(&mut self, holders: &mut Holders) -> Result<(), StreamError> {
+        self.current = Some(holders.open(self.left.clone()).await?);
+        Ok(())
+    }
+
+    /// One piece more, or the news that a holder was lost, or the end.
+    pub(super) async fn step(&mut self, holders: &mut Holders) -> Result<Step, StreamError> {
+        if self.left.is_empty() {
+            return Ok(Step::End);
+        }
+        let limits = holders.finder().limits();
+        let (stall, stall_alone) = (limits.stall, limits.stall_alone);
+        let after = if holders.may_be_others() {
+            stall
+        } else {
+            stall_alone
+        };
+        let Some((holder, body)) = &mut self.current else {
+            self.connect(holders).await?;
+            return Ok(Step::Nothing);
+        };
+        let asked = Instant::now();
+        let error = match tokio::time::timeout(after, body.next()).await {
+            Ok(Some(Ok(piece))) => {
+                let others = holders.at_hand() > 0;
+                match self.pace.too_slow_for(asked.elapsed(), piece.len(), others) {
+                    None => {
+                        self.left.start += piece.len() as u64;
+                        holders.progress();
+                        return Ok(Step::Bytes(piece, holder.clone()));
+                    }
+                    Some(after) => HolderError::Slow { after },
+                }
+            }
+            // A body gives all that was asked for, or an error.
+            Ok(None) => return Ok(Step::End),
+            Ok(Some(Err(error))) => error,
+            Err(_) => {
+                // A silent holder is left only for another one, until patience ends.
+                if holders.at_hand() == 0 && holders.may_be_others() {
+                    holders.ask_again().await;
+                }
+                if holders.at_hand() == 0 && after != stall_alone {
+                    return Ok(Step::Nothing);
+                }
+                HolderError::Stalled { after }
+            }
+        };
+        self.pace = Pace::default();
+        if let Some((holder, _)) = self.current.take() {
+            holders.failed(holder, &error, self.left.start);
+            holders.finder().memory().counters.failover();
+        }
+        Ok(Step::Lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_slow_by_what_it_gives_while_it_is_waited_for() {
+        let mut pace = Pace::default();
+        let second = Duration::from_secs(1);
+        for _ in 0..9 {
+            assert_eq!(pace.too_slow_for(second, 1, false), None);
+        }
+        assert_eq!(pace.too_slow_for(second, 1, false), Some(SLOW_WINDOW));
+        assert_eq!(pace.too_slow_for(second, 1, true), None);
+        assert_eq!(pace.too_slow_for(second, 1, true), Some(2 * second));
+        assert_eq!(pace.too_slow_for(2 * second, 1 << 20, true), None);
+    }
+}
