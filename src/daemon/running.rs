@@ -1,6 +1,10 @@
 //! The running daemon: puts configurations into force, watches over its tasks, stops.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use log::{error, info};
 use tokio::{
@@ -169,6 +173,10 @@ impl Running {
     /// Reads all files again. What is wrong is said, and the old configuration stays.
     async fn reload(&mut self) {
         self.notifier.reloading();
+        let forgiven = self.memory.standing.forgive(Instant::now());
+        if forgiven > 0 {
+            info!("{forgiven} bans of peers are forgotten, as always at a reload");
+        }
         let (options, old) = (self.options.clone(), self.setup.clone());
         let read = move || match old {
             Some(old) => with_store(Setup::read_again(&options, &old)?),

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,9 +27,6 @@ use crate::{
     system::journal::chain,
 };
 
-/// A further candidate is asked when those before have not answered after this long.
-const HEDGE_AFTER: Duration = Duration::from_millis(50);
-
 /// Candidates of one lookup that are asked for their narinfo at the same time.
 const ASKED_AT_ONCE: usize = 8;
 
@@ -36,7 +34,8 @@ const ASKED_AT_ONCE: usize = 8;
 const ANSWER_WITHIN: Duration = Duration::from_millis(450);
 
 /// A holder that gave a path a moment ago answers for its references faster than a question
-/// to the LAN and a narinfo would take, or is not waited for.
+/// to the LAN and a narinfo would take. Once it is later than usual the LAN is asked as well;
+/// when nobody there has the path, it is waited for no longer than this.
 const EXPECTED_WITHIN: Duration = Duration::from_millis(100);
 
 /// Candidates of one lookup that are remembered; a LAN with more of them has holders enough.
@@ -53,6 +52,20 @@ pub(super) enum Refused {
         #[source]
         source: Rejection,
     },
+}
+
+impl Standing {
+    /// Accounts for a narinfo that was of no use.
+    fn account(&self, peer: PeerAddr, refused: &Refused) {
+        match refused {
+            // It has lost the path since it said it had it.
+            Refused::Peer(PeerError::Status { .. }) => {}
+            Refused::Peer(error) if error.is_unreachable() => {
+                self.unreachable(Instant::now(), peer)
+            }
+            _ => self.failed(Instant::now(), peer),
+        }
+    }
 }
 
 /// Nobody gave it.
@@ -104,9 +117,12 @@ impl Finder {
                 }
                 () = sleep_until(next_at), if room => {
                     if let Some(peer) = candidates.next() {
+                        if !asked.is_empty() {
+                            self.0.memory.counters.hedged();
+                        }
                         asked.push(self.fetch(peer, hash));
+                        next_at = tokio::time::Instant::now() + standing.late_after(peer);
                     }
-                    next_at = tokio::time::Instant::now() + HEDGE_AFTER;
                 }
                 () = sleep_until(end), if give_up_at.is_some() => {
                     for peer in &candidates.asked {
@@ -120,23 +136,46 @@ impl Finder {
         Ok(self.remember(hash, address, offer, candidates.rest()))
     }
 
-    /// Asks the holder of a path that refers to this one, if there is one in good standing.
-    pub(super) async fn ask_where_expected(&self, hash: StorePathHash) -> Option<Found> {
+    /// The path, from the LAN or from our own store. The holder of a path that refers to it, if
+    /// there is one in good standing, is asked first.
+    pub(super) async fn find(&self, hash: StorePathHash) -> Option<Found> {
         let memory = &self.0.memory;
         let now = Instant::now();
-        let peer = memory.expected.take(now, hash)?;
-        if memory.standing.expect(now, peer) != Expectation::Good {
-            return None;
-        }
+        let expected = memory.expected.take(now, hash);
+        let good = |peer: &PeerAddr| memory.standing.expect(now, *peer) == Expectation::Good;
+        let Some(peer) = expected.filter(good) else {
+            return self.ask_all(hash).await;
+        };
         // It is a lookup all the same: the neighbours stay awake, or wake up.
         self.0.lan.stir();
-        let Ok((_, result)) = timeout(EXPECTED_WITHIN, self.fetch(peer, hash)).await else {
-            memory.counters.refused("late");
-            memory.standing.failed(Instant::now(), peer);
-            return None;
-        };
-        let offer = self.judge(peer, hash, None, result)?;
-        Some(self.remember(hash, peer, offer, std::iter::empty()))
+        let mut first = pin!(async {
+            let (_, result) = self.fetch(peer, hash).await;
+            let offer = self.judge(peer, hash, None, result)?;
+            Some(self.remember(hash, peer, offer, std::iter::empty()))
+        });
+        match timeout(memory.standing.late_after(peer), first.as_mut()).await {
+            Ok(Some(found)) => return Some(found),
+            Ok(None) => return self.ask_all(hash).await,
+            Err(_) => memory.counters.hedged(),
+        }
+        tokio::select! {
+            Some(found) = first.as_mut() => Some(found),
+            found = self.ask_all(hash) => match found {
+                Some(found) => Some(found),
+                None => {
+                    let left = EXPECTED_WITHIN.saturating_sub(now.elapsed());
+                    timeout(left, first).await.ok().flatten()
+                }
+            }
+        }
+    }
+
+    /// Asks the LAN, then our own store.
+    async fn ask_all(&self, hash: StorePathHash) -> Option<Found> {
+        match self.ask(hash, None, &[]).await {
+            Ok(found) => Some(found),
+            Err(_) => self.own(hash, None).await,
+        }
     }
 
     fn remember(
@@ -174,6 +213,7 @@ impl Finder {
         hash: StorePathHash,
     ) -> (PeerAddr, Result<Offer, Refused>) {
         let path = format!("local/{hash}.narinfo");
+        let asked = Instant::now();
         let offer = match self
             .0
             .client
@@ -181,6 +221,8 @@ impl Finder {
             .await
         {
             Ok(body) => {
+                let standing = &self.0.memory.standing;
+                standing.answered(peer, asked.elapsed());
                 let judged = self.0.trust.judge(hash, &body);
                 judged.map_err(|source| Refused::Rejected { peer, source })
             }
@@ -212,10 +254,7 @@ impl Finder {
             Refused::Rejected { source, .. } => source.kind(),
         };
         memory.counters.refused(kind);
-        // A peer that answers 404 has lost the path since it said it had it.
-        if !matches!(refused, Refused::Peer(PeerError::Status { .. })) {
-            memory.standing.failed(Instant::now(), peer);
-        }
+        memory.standing.account(peer, &refused);
         debug!(
             hash:% = hash, peer:% = peer.ip(), reason = kind;
             "nothing of use from {peer}: {}", chain(&refused)

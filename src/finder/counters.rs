@@ -19,6 +19,7 @@ pub struct Counters {
     nar_bytes: AtomicU64,
     corrupt: AtomicU64,
     failovers: AtomicU64,
+    hedged: AtomicU64,
     /// Keyed by our own words (`Rejection::KINDS`, `PeerError::kind`), so bounded.
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -39,6 +40,8 @@ pub struct CountersSnapshot {
     pub corrupt: u64,
     /// Times that a NAR stream went on from another holder.
     pub failovers: u64,
+    /// Narinfos asked of one more peer because the one before was later than usual.
+    pub hedged: u64,
     /// Narinfos and peers refused, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }
@@ -65,6 +68,10 @@ impl Counters {
         self.failovers.fetch_add(1, Relaxed);
     }
 
+    pub(super) fn hedged(&self) {
+        self.hedged.fetch_add(1, Relaxed);
+    }
+
     pub(super) fn received(&self, bytes: u64) {
         self.nar_bytes.fetch_add(bytes, Relaxed);
     }
@@ -82,6 +89,7 @@ impl Counters {
             nar_bytes: self.nar_bytes.load(Relaxed),
             corrupt: self.corrupt.load(Relaxed),
             failovers: self.failovers.load(Relaxed),
+            hedged: self.hedged.load(Relaxed),
             refused: self
                 .refused
                 .lock()

@@ -140,13 +140,7 @@ impl Finder {
 
     /// The facts of a path that Nix will accept: from the LAN, else from our own store.
     pub async fn narinfo(&self, hash: StorePathHash) -> Option<Arc<PathInfo>> {
-        let found = match self.ask_where_expected(hash).await {
-            Some(found) => Some(found),
-            None => match self.ask(hash, None, &[]).await {
-                Ok(found) => Some(found),
-                Err(_) => self.own(hash, None).await,
-            },
-        };
+        let found = self.find(hash).await;
         self.0.memory.counters.lookup(found.is_some());
         Some(found?.info)
     }

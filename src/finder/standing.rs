@@ -21,6 +21,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Requests that are under way together fail together.
 const EXCUSE: Duration = Duration::from_millis(500);
 
+/// A peer whose usual time is not known is given this long before another one is asked as well;
+/// nobody is given more, nor less than a busy machine takes at times.
+const LONGEST_USUAL: Duration = Duration::from_millis(50);
+const SHORTEST_USUAL: Duration = Duration::from_millis(5);
+
 /// The first ban; each further one doubles, up to the longest.
 const FIRST_BAN: Duration = Duration::from_secs(600);
 const LONGEST_BAN: Duration = Duration::from_secs(24 * 3600);
@@ -75,6 +80,30 @@ struct Record {
     next_try: Option<Instant>,
     bans: u32,
     banned_until: Option<Instant>,
+    /// How long its narinfos take.
+    usual: Option<Usual>,
+}
+
+/// A mean and how far from it the times are, both moving (as in RFC 6298, section 2).
+#[derive(Debug, Clone, Copy)]
+struct Usual {
+    mean: Duration,
+    deviation: Duration,
+}
+
+impl Usual {
+    fn with(this: Option<Self>, took: Duration) -> Self {
+        match this {
+            Some(Self { mean, deviation }) => Self {
+                mean: (mean * 7 + took) / 8,
+                deviation: (deviation * 3 + mean.abs_diff(took)) / 4,
+            },
+            None => Self {
+                mean: took,
+                deviation: took / 2,
+            },
+        }
+    }
 }
 
 /// The records of all peers that gave reason for one.
@@ -124,6 +153,37 @@ impl Standing {
             record.next_try = Some(now + pause.min(FAILURE_COUNTS_FOR));
         }
         record.failed_at = Some(now);
+    }
+
+    /// `peer` did not even take a connection in time, so each try costs all of that time: it is
+    /// left out until its failure is forgotten.
+    pub fn unreachable(&self, now: Instant, peer: PeerAddr) {
+        let mut records = self.lock();
+        let record = records.get_or_insert_mut(peer, Record::default);
+        record.failed_at = Some(now);
+        record.next_try = Some(now + FAILURE_COUNTS_FOR);
+    }
+
+    /// A narinfo of `peer` took so long.
+    pub fn answered(&self, peer: PeerAddr, took: Duration) {
+        let mut records = self.lock();
+        let record = records.get_or_insert_mut(peer, Record::default);
+        record.usual = Some(Usual::with(record.usual, took));
+    }
+
+    /// After how long a narinfo of `peer` is later than usual.
+    pub fn late_after(&self, peer: PeerAddr) -> Duration {
+        let usual = self.lock().get(&peer).and_then(|record| record.usual);
+        usual.map_or(LONGEST_USUAL, |usual| {
+            (usual.mean + usual.deviation * 4).clamp(SHORTEST_USUAL, LONGEST_USUAL)
+        })
+    }
+
+    /// Forgets all bans and failures, because the owner says so. Returns how many bans.
+    pub fn forgive(&self, now: Instant) -> usize {
+        let bans = self.bans(now).len();
+        self.lock().clear();
+        bans
     }
 
     /// Whether a doubtful `peer` may be tried by one lookup now; others leave it out for a
@@ -248,6 +308,50 @@ mod tests {
         standing.served(peer(1));
         standing.failed(after(700), peer(1));
         assert_eq!(standing.expect(after(700), peer(1)), Expectation::Good);
+    }
+
+    #[test]
+    fn an_unreachable_peer_is_left_out_for_a_minute_even_if_it_did_well() {
+        let (standing, now) = (Standing::default(), Instant::now());
+        standing.served(peer(1));
+        standing.unreachable(now, peer(1));
+        let late = now + FAILURE_COUNTS_FOR - Duration::from_millis(1);
+        assert_eq!(standing.expect(late, peer(1)), Expectation::Doubtful);
+        assert!(!standing.may_try(late, peer(1)));
+        assert_eq!(
+            standing.expect(now + FAILURE_COUNTS_FOR, peer(1)),
+            Expectation::Good
+        );
+    }
+
+    #[test]
+    fn a_narinfo_is_late_by_the_usual_time_of_its_peer() {
+        let standing = Standing::default();
+        assert_eq!(standing.late_after(peer(1)), LONGEST_USUAL);
+        for _ in 0..50 {
+            standing.answered(peer(1), Duration::from_micros(300));
+            standing.answered(peer(2), Duration::from_millis(20));
+        }
+        assert_eq!(standing.late_after(peer(1)), SHORTEST_USUAL);
+        let steady = standing.late_after(peer(2));
+        assert!(
+            (20..22).contains(&steady.as_millis()),
+            "20 ms each time: {steady:?}"
+        );
+        standing.answered(peer(2), Duration::from_millis(40));
+        assert!(standing.late_after(peer(2)) > Duration::from_millis(40));
+    }
+
+    #[test]
+    fn the_owner_can_have_all_forgotten() {
+        let (standing, now) = (Standing::default(), Instant::now());
+        standing.lied(now, peer(1));
+        standing.failed(now, peer(2));
+        assert_eq!(standing.forgive(now), 1);
+        for port in [1, 2] {
+            assert_eq!(standing.expect(now, peer(port)), Expectation::Good);
+        }
+        assert_eq!(standing.lied(now, peer(1)), FIRST_BAN);
     }
 
     #[test]

@@ -127,6 +127,12 @@ impl Collector for Totals {
                 "Times that a NAR went on from another holder",
                 found.failovers,
             )?;
+            counter(
+                encoder,
+                "hedged_narinfos",
+                "Narinfos asked of one more peer because one was late",
+                found.hedged,
+            )?;
             let refused = found.refused.iter();
             family(
                 encoder,

@@ -102,6 +102,11 @@ impl PeerError {
         }
     }
 
+    /// Whether no connection came about in all the time that there was for it.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if source.is_timeout())
+    }
+
     /// A word for metrics and the journal.
     pub fn kind(&self) -> &'static str {
         match self {

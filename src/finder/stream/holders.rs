@@ -115,7 +115,12 @@ impl Holders {
         let blamed = !matches!(error, HolderError::OtherNar | HolderError::WithoutRanges);
         let memory = self.finder.memory();
         if let Some(peer) = peer.filter(|_| blamed) {
-            memory.standing.failed(Instant::now(), peer);
+            match error {
+                HolderError::Peer(error) if error.is_unreachable() => {
+                    memory.standing.unreachable(Instant::now(), peer);
+                }
+                _ => memory.standing.failed(Instant::now(), peer),
+            }
             memory.counters.refused(error.kind());
         }
         self.lines += 1;
