@@ -262,11 +262,20 @@ impl Daemon {
 
     /// Memory in use, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most memory that was ever in use, in KiB.
+    pub(crate) fn peak_resident_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, name: &str) -> u64 {
         let status = self.proc("status");
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .expect("VmRSS");
+            .find_map(|line| line.strip_prefix(name))
+            .expect("a line of /proc/PID/status");
         line.trim().trim_end_matches(" kB").parse().expect("number")
     }
 

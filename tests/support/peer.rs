@@ -82,6 +82,20 @@ impl Peer {
         )
     }
 
+    /// An honest peer with this path that takes its time to answer datagrams, so that the
+    /// others are taken first.
+    pub(crate) fn honest_after(delay: Duration, item: &Item) -> Self {
+        let items = [item.clone()];
+        let held = item.hash();
+        Self::new(
+            move |datagram, port| {
+                std::thread::sleep(delay);
+                has(datagram, port, |hash| hash == held)
+            },
+            move |asked, stream| serve_honestly(&items, asked, stream),
+        )
+    }
+
     /// With both sides told what to do.
     pub(crate) fn new(
         reply: impl Fn(&[u8], u16) -> Vec<Vec<u8>> + Send + Sync + 'static,
@@ -146,6 +160,13 @@ impl Peer {
     /// HTTP requests so far.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.shared.asked.lock().expect("requests").clone()
+    }
+
+    /// HTTP requests for NARs so far.
+    pub(crate) fn asked_for_nars(&self) -> usize {
+        let asked = self.asked();
+        let nars = asked.iter().filter(|asked| asked.path.ends_with(".nar"));
+        nars.count()
     }
 
     /// Datagrams so far.
