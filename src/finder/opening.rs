@@ -30,6 +30,10 @@ pub(super) enum HolderError {
     Unproven,
     #[error("silent for {} ms", after.as_millis())]
     Stalled { after: Duration },
+    #[error("silent for {} ms, and nobody else has it", after.as_millis())]
+    Silent { after: Duration },
+    #[error("its bytes have no end")]
+    NoEnd,
     #[error("below the least rate for {} ms", after.as_millis())]
     Slow { after: Duration },
     #[error("it knows no ranges")]
@@ -52,7 +56,8 @@ impl HolderError {
             Self::Refused(Refused::Rejected { source, .. }) => source.kind(),
             Self::OtherNar => "other-nar",
             Self::Unproven => "unproven",
-            Self::Stalled { .. } => "silent",
+            Self::Stalled { .. } | Self::Silent { .. } => "stalled",
+            Self::NoEnd => "wrong-length",
             Self::Slow { .. } => "slow",
             Self::WithoutRanges => "without-ranges",
             Self::Contradiction => "contradiction",
@@ -66,7 +71,7 @@ impl HolderError {
             Self::Peer(error) | Self::Refused(Refused::Peer(error)) => error.may_pass(),
             Self::Stalled { .. } | Self::Slow { .. } | Self::WithoutRanges => true,
             Self::Refused(Refused::Rejected { .. }) | Self::OtherNar | Self::Unproven => false,
-            Self::Contradiction => false,
+            Self::Silent { .. } | Self::NoEnd | Self::Contradiction => false,
             Self::Own(_) | Self::OwnStore(_) | Self::NotOurs => false,
         }
     }

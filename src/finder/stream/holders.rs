@@ -3,11 +3,13 @@
 use std::{
     collections::VecDeque,
     ops::Range,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use log::{debug, info};
+use tokio::time::timeout;
 
 use super::StreamError;
 use crate::{
@@ -121,6 +123,8 @@ impl Holders {
                 }
                 _ => memory.standing.failed(Instant::now(), peer),
             }
+        }
+        if peer.is_some() {
             memory.counters.refused(error.kind());
         }
         self.lines += 1;
@@ -146,17 +150,9 @@ impl Holders {
     pub(super) async fn open(&mut self, range: Range<u64>) -> Result<(Holder, Body), StreamError> {
         loop {
             while let Some(holder) = self.take() {
-                let info = Arc::clone(self.info());
-                let proved = match self.finder.prove(holder, &info).await {
-                    Ok(proved) => proved,
-                    Err((holder, error)) => {
-                        self.failed(holder, &error, range.start);
-                        continue;
-                    }
-                };
-                match self.finder.open(&proved, &info, range.clone()).await {
-                    Ok(body) => return Ok((proved, body)),
-                    Err(error) => self.failed(proved, &error, range.start),
+                match self.open_at(holder, range.clone()).await {
+                    Ok(opened) => return Ok(opened),
+                    Err((holder, error)) => self.failed(holder, &error, range.start),
                 }
             }
             self.rounds += 1;
@@ -176,6 +172,41 @@ impl Holders {
                 }
             }
         }
+    }
+
+    /// Opens the NAR at one holder. One that is silent is left for another one, if there is any.
+    async fn open_at(
+        &mut self,
+        holder: Holder,
+        range: Range<u64>,
+    ) -> Result<(Holder, Body), (Holder, HolderError)> {
+        let (finder, info) = (self.finder.clone(), Arc::clone(self.info()));
+        let limits = finder.limits();
+        let asked = holder.clone();
+        let mut opening = pin!(async {
+            let proved = finder.prove(asked, &info).await?;
+            match finder.open(&proved, &info, range).await {
+                Ok(body) => Ok((proved, body)),
+                Err(error) => Err((proved, error)),
+            }
+        });
+        if let Ok(opened) = timeout(limits.stall, opening.as_mut()).await {
+            return opened;
+        }
+        if self.at_hand() == 0 && self.may_be_others() {
+            self.ask_again().await;
+        }
+        let error = if self.at_hand() > 0 {
+            let after = limits.stall;
+            HolderError::Stalled { after }
+        } else {
+            let after = limits.stall_alone;
+            match timeout(after, opening).await {
+                Ok(opened) => return opened,
+                Err(_) => HolderError::Silent { after },
+            }
+        };
+        Err((holder, error))
     }
 
     /// Asks the LAN, then our own store, for holders that have not failed.
@@ -200,7 +231,7 @@ impl Holders {
             .filter_map(Holder::address)
             .collect();
         let asked = self.finder.ask(hash, nar_hash, &known);
-        let more = tokio::time::timeout(patience, asked).await;
+        let more = timeout(patience, asked).await;
         let before = std::mem::take(&mut self.found.holders);
         self.add(more.ok().and_then(Result::ok));
         self.found.holders = before

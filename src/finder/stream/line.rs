@@ -22,6 +22,9 @@ const SLOW_BYTES: usize = 64 << 10;
 const SLOW_BESIDE_OTHERS_WINDOW: Duration = Duration::from_secs(2);
 const SLOW_BESIDE_OTHERS_BYTES: usize = 128 << 10;
 
+/// The end of a body of known length is there with its last byte.
+const END_WITHIN: Duration = Duration::from_millis(50);
+
 /// The rate of one holder, over time that was spent waiting for it: while Nix is slow,
 /// nobody else is.
 #[derive(Debug, Default)]
@@ -85,6 +88,7 @@ impl Line {
     /// One piece more, or the news that a holder was lost, or the end.
     pub(super) async fn step(&mut self, holders: &mut Holders) -> Result<Step, StreamError> {
         if self.left.is_empty() {
+            self.finish(holders).await;
             return Ok(Step::End);
         }
         let limits = holders.finder().limits();
@@ -119,10 +123,11 @@ impl Line {
                 if holders.at_hand() == 0 && holders.may_be_others() {
                     holders.ask_again().await;
                 }
-                if holders.at_hand() == 0 && after != stall_alone {
-                    return Ok(Step::Nothing);
+                match (holders.at_hand(), after == stall_alone) {
+                    (0, false) => return Ok(Step::Nothing),
+                    (0, true) => HolderError::Silent { after },
+                    _ => HolderError::Stalled { after },
                 }
-                HolderError::Stalled { after }
             }
         };
         self.pace = Pace::default();
@@ -131,6 +136,21 @@ impl Line {
             holders.finder().memory().counters.failover();
         }
         Ok(Step::Lost)
+    }
+
+    /// Reads the end after the last byte, so that the connection can be used again; what comes
+    /// instead of it is noted and harms nobody.
+    async fn finish(&mut self, holders: &mut Holders) {
+        let Some((holder, mut body)) = self.current.take() else {
+            return;
+        };
+        let end = tokio::time::timeout(END_WITHIN, body.next()).await;
+        let error = match end {
+            Ok(None) => return,
+            Ok(Some(Err(error))) => error,
+            Ok(Some(Ok(_))) | Err(_) => HolderError::NoEnd,
+        };
+        holders.failed(holder, &error, self.left.start);
     }
 }
 

@@ -16,6 +16,7 @@ network, and all of it dies with the process that made it (see `sandbox`).
 | `wire` | the UDP datagrams, written from docs/protocol.md and not from the daemon's code |
 | `http` | a small HTTP client whose sockets live in a host's network |
 | `prober` | asking again and again while something else happens |
+| `hostile` | a peer that lies, breaks off, floods or says nothing |
 | `waiting` | waiting for an event, with a bound |
 | `documents` | the commands of README.md and docs/ |
 | `case` | what a test class inherits |

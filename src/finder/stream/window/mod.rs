@@ -372,6 +372,8 @@ impl Window {
         let position = self.next * PIECE_BYTES;
         if let Some(holder) = self.sources.lose(source) {
             if matches!(error, HolderError::WithoutRanges) {
+                let counters = &self.finder.memory().counters;
+                counters.refused(error.kind());
                 holders.put_aside(holder);
             } else {
                 holders.failed(holder, error, position);
