@@ -5,6 +5,8 @@ mod support;
 
 use std::net::SocketAddr;
 
+use sha2::{Digest, Sha256};
+
 use support::{
     daemon::Daemon,
     eventually,
@@ -279,6 +281,7 @@ fn head_answers_like_get_without_the_body() {
         "/nix-cache-info".to_owned(),
         format!("/local/{}.narinfo", pair.ours.hash()),
         format!("/nar/{}", pair.ours.nar_name()),
+        pieces_route(&pair.ours),
         format!("/{}", pair.ours.old_nar_url()),
         format!("/{}.narinfo", pair.theirs.hash()),
         format!("/v3/nar/{}", pair.theirs.nar_name()),
@@ -553,6 +556,8 @@ fn public_routes(item: &Item) -> Vec<String> {
         format!("/local/{}.narinfo", item.hash()),
         format!("/nar/{}", item.nar_name()),
         format!("/local/nar/{}", item.nar_name()),
+        pieces_route(item),
+        format!("/local{}", pieces_route(item)),
         format!("/{}", item.old_nar_url()),
     ]
 }
@@ -825,6 +830,199 @@ fn a_nar_whose_file_shrinks_on_the_way_is_cut_and_never_padded() {
     assert!(
         item.nar.starts_with(&all),
         "other bytes than the NAR's were sent"
+    );
+    daemon.assert_well();
+}
+
+const PIECE_BYTES: usize = 4 << 20;
+
+fn pieces_route(item: &Item) -> String {
+    format!("/nar/{}-{}.pieces", item.hash(), item.info.nar_hash)
+}
+
+/// What docs/protocol.md says that the answer is.
+fn piece_digests(nar: &[u8]) -> Vec<u8> {
+    let digests = nar.chunks(PIECE_BYTES).map(Sha256::digest);
+    digests.flat_map(|digest| digest.to_vec()).collect()
+}
+
+/// A signed path that is one file, whose NAR has exactly `nar_size` bytes.
+fn item_of_nar_size(name: &str, nar_size: usize) -> Item {
+    let framing = Tree::File(Vec::new()).nar().len();
+    let content = support::item::noise(nar_size - framing, nar_size as u64);
+    let item = Item::new(name, Tree::File(content)).sign(&support::item::trusted_key());
+    assert_eq!(item.nar.len(), nar_size);
+    item
+}
+
+#[test]
+fn the_digests_of_a_nar_are_those_of_its_pieces_of_four_mebibytes() {
+    let items = [
+        item_of_nar_size("less", PIECE_BYTES - 8),
+        item_of_nar_size("one", PIECE_BYTES),
+        item_of_nar_size("more", PIECE_BYTES + 8),
+        item_of_nar_size("three", 3 * PIECE_BYTES),
+        Item::signed("tree", 2 * PIECE_BYTES),
+        Item::signed("small", 10),
+    ];
+    let host = Host::new().holding(&items.iter().collect::<Vec<_>>());
+    let mut daemon = host.start();
+    for item in &items {
+        let expected = piece_digests(&item.nar);
+        for prefix in ["", "/local"] {
+            let answer = daemon.get(&format!("{prefix}{}", pieces_route(item)));
+            assert_eq!(answer.status, 200, "{}", item.path());
+            assert!(
+                answer.complete && answer.body == expected,
+                "{}",
+                item.path()
+            );
+            assert_eq!(
+                answer.header("content-length"),
+                Some(expected.len().to_string().as_str())
+            );
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/octet-stream")
+            );
+        }
+    }
+    let metrics = daemon.get("/metrics").text();
+    let count = "peerix_answers_total{route=\"pieces\",status=\"200\"} 12";
+    assert!(metrics.lines().any(|line| line == count), "{metrics}");
+    daemon.assert_well();
+}
+
+#[test]
+fn there_are_no_digests_of_what_is_not_shared_or_has_another_hash() {
+    let pair = Pair::new();
+    let private = Item::unsigned("private", 1_000);
+    pair.host.add(&private);
+    let (ours, theirs) = (&pair.ours, &pair.theirs);
+    for path in [
+        pieces_route(&private),
+        pieces_route(theirs),
+        format!("/nar/{}-{}.pieces", ours.hash(), theirs.info.nar_hash),
+        format!("/nar/{NOBODY_HAS}-{}.pieces", ours.info.nar_hash),
+        format!("/nar/{}.pieces", ours.hash()),
+        format!("/v3{}", pieces_route(ours)),
+    ] {
+        let answer = pair.daemon.get(&path);
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (404, "Not Found"),
+            "{path}"
+        );
+    }
+}
+
+/// Changes one byte of the path's file.
+fn spoil(host: &Host, item: &Item, at: usize) {
+    let path = host.store_dir().join(item.info.path.basename());
+    let mut content = std::fs::read(&path).expect("file");
+    content[at] ^= 1;
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::write(&path, content).expect("file");
+}
+
+#[test]
+fn digests_are_computed_once() {
+    let item = item_of_nar_size("kept", 5 * PIECE_BYTES);
+    let host = Host::new().holding(&[&item]);
+    let daemon = host.start();
+    let expected = piece_digests(&item.nar);
+    assert!(daemon.get(&pieces_route(&item)).body == expected);
+    // Whoever hashed the file now would find other bytes.
+    spoil(&host, &item, 9 << 20);
+    let again = daemon.get(&pieces_route(&item));
+    assert!(again.complete && again.body == expected);
+}
+
+#[test]
+fn the_last_digest_of_a_damaged_path_is_never_sent_and_the_damage_is_told_once() {
+    let item = item_of_nar_size("damaged", 3 * PIECE_BYTES + 8);
+    let host = Host::new().holding(&[&item]);
+    spoil(&host, &item, 5 << 20);
+    let as_it_is = {
+        let framing = Tree::File(Vec::new()).nar().len();
+        let mut nar = item.nar.clone();
+        // Behind the content come 16 bytes of framing.
+        nar[framing - 16 + (5 << 20)] ^= 1;
+        piece_digests(&nar)
+    };
+    let mut daemon = host.start();
+    for _ in 0..3 {
+        let answer = daemon.get(&pieces_route(&item));
+        assert_eq!(answer.status, 200);
+        assert!(!answer.complete, "{} bytes", answer.body.len());
+        // Those of what the holder would serve, but for the last.
+        let last = as_it_is.len() - 32;
+        assert!(as_it_is[..last].starts_with(&answer.body));
+    }
+    let line = daemon.log.line(&["the store is damaged", &item.hash()]);
+    assert_eq!(
+        daemon.log.text().matches("the store is damaged").count(),
+        1,
+        "{line}"
+    );
+    daemon.assert_well();
+}
+
+/// Puts a path into the store whose NAR takes much longer to hash than a test lasts.
+fn add_endless(host: &Host, name: &str) -> Item {
+    const SIZE: u64 = 1 << 40;
+    let mut item = Item::new(name, Tree::File(Vec::new()));
+    item.info.nar_size += SIZE;
+    let item = item.sign(&support::item::trusted_key());
+    host.add(&item);
+    let path = host.store_dir().join(item.info.path.basename());
+    host.truncate(&path, SIZE);
+    item
+}
+
+#[test]
+fn one_path_is_hashed_at_a_time_a_few_wait_and_more_are_told_to_come_back() {
+    let host = Host::new();
+    let endless: Vec<_> = (0..10)
+        .map(|number| add_endless(&host, &format!("endless{number}")))
+        .collect();
+    let quick = Item::signed("quick", 100_000);
+    host.add(&quick);
+    let mut daemon = host.start();
+    let ask = |item: &Item| {
+        let mut connection = Connection::open(daemon.address()).expect("connection");
+        let head = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", pieces_route(item));
+        connection.send(head.as_bytes()).expect("send");
+        let head = connection.head().expect("head");
+        (head, connection)
+    };
+    // The first digest comes while the rest is far away.
+    let (head, mut first) = ask(&endless[0]);
+    assert_eq!(head.status, 200);
+    let zeros = first.body(64).expect("two digests")[32..].to_vec();
+    assert_eq!(zeros, Sha256::digest(vec![0; PIECE_BYTES]).to_vec());
+    // Who asks for the same gets the same, and takes no place.
+    let (_, mut joined) = ask(&endless[0]);
+    assert_eq!(joined.body(64).expect("two digests")[32..], zeros);
+
+    let mut waiting: Vec<_> = endless[1..9].iter().map(ask).collect();
+    assert!(waiting.iter().all(|(head, _)| head.status == 200));
+    let (head, _) = ask(&quick);
+    assert_eq!(head.status, 503);
+    assert!(head.header("retry-after").is_some());
+
+    // The first goes, and the work for it goes on as long as somebody waits; then the next begins.
+    drop(first);
+    assert_eq!(joined.body(32).expect("a digest"), zeros);
+    drop(joined);
+    waiting[0].1.body(64).expect("the turn of the second");
+    // Now there is a place; and when all others have gone, it is this one's turn.
+    let (head, mut connection) = ask(&quick);
+    assert_eq!(head.status, 200);
+    drop(waiting);
+    assert_eq!(
+        connection.body(32).expect("the digest"),
+        piece_digests(&quick.nar)
     );
     daemon.assert_well();
 }

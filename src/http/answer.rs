@@ -14,7 +14,7 @@ use crate::format::NarHash;
 /// Who gave the bytes of a NAR: an address, or `self`.
 pub(super) const PEER: HeaderName = HeaderName::from_static("x-peerix-peer");
 
-/// A NAR slot frees up within about this many seconds.
+/// A NAR slot or a turn frees up within about this many seconds.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 pub(super) type Answer = Response<Body>;
@@ -33,7 +33,7 @@ pub(super) enum Refusal {
         /// Size of the NAR.
         size: u64,
     },
-    /// All NAR slots for the LAN are taken.
+    /// What the LAN may have at a time is taken: NAR slots, or turns for digests.
     Busy,
 }
 
@@ -106,6 +106,13 @@ pub(super) fn nar_head(
             text(format!("bytes {}-{}/{size}", part.start, part.end - 1)),
         );
     }
+    answer
+}
+
+/// The head for `length` bytes that are not text; the body is added by the caller.
+pub(super) fn octets_head(length: u64) -> Answer {
+    let mut answer = content("application/octet-stream", bytes::Bytes::new());
+    header(&mut answer, CONTENT_LENGTH, length.into());
     answer
 }
 

@@ -3,7 +3,7 @@
 //! | file | serves |
 //! |---|---|
 //! | `cache_info` | `/nix-cache-info` |
-//! | `local_narinfo`, `local_nar` | `/local/…`, `/nar/…`: what this machine shares |
+//! | `local_narinfo`, `local_nar`, `local_pieces` | `/local/…`, `/nar/…`: what this machine shares |
 //! | `gateway_narinfo`, `gateway_nar` | `/HASH.narinfo`, `/v3/nar/…`, `/v2/remote/…`: what the LAN has |
 //! | `status`, `metrics` | `/status`, `/metrics` |
 //!
@@ -22,6 +22,7 @@ mod gateway_narinfo;
 pub mod listener;
 mod local_nar;
 mod local_narinfo;
+mod local_pieces;
 mod metrics;
 pub mod range;
 pub mod route;
@@ -211,6 +212,9 @@ impl App {
             }
             Route::LocalNarOf(path) => {
                 local_nar::answer(self, service, client, path.hash(), None, request).await
+            }
+            Route::LocalPieces(hash, nar_hash) => {
+                local_pieces::answer(service, *hash, *nar_hash, request).await
             }
             Route::Narinfo(hash) => gateway_narinfo::answer(service, *hash).await,
             Route::Nar(hash, nar_hash) => {

@@ -22,6 +22,8 @@ pub enum Route {
     LocalNarinfo(StorePathHash),
     /// `/nar/HASH-NARHASH.nar`, `/local/nar/HASH-NARHASH.nar`.
     LocalNar(StorePathHash, NarHash),
+    /// `/nar/HASH-NARHASH.pieces`, `/local/nar/HASH-NARHASH.pieces`.
+    LocalPieces(StorePathHash, NarHash),
     /// `/local/nar/BASE64.nar`: the old peerix form, by full store path.
     LocalNarOf(StorePath),
     /// `/HASH.narinfo`.
@@ -76,6 +78,7 @@ impl Route {
             Self::CacheInfo => "cache-info",
             Self::LocalNarinfo(_) => "local-narinfo",
             Self::LocalNar(..) | Self::LocalNarOf(_) => "local-nar",
+            Self::LocalPieces(..) => "pieces",
             Self::Narinfo(_) => "narinfo",
             Self::Nar(..) | Self::OldNar(_) => "nar",
             Self::Status => "status",
@@ -106,6 +109,10 @@ impl Route {
         {
             return nar_name(name)
                 .map(|(hash, nar_hash)| Self::LocalNar(hash, nar_hash))
+                .or_else(|| {
+                    hash_pair(name.strip_suffix(".pieces")?)
+                        .map(|(hash, nar_hash)| Self::LocalPieces(hash, nar_hash))
+                })
                 .or_else(|| old_nar_name(dir, name).map(Self::LocalNarOf));
         }
         if let Some(name) = path.strip_prefix("/local/") {
@@ -120,7 +127,11 @@ fn narinfo_name(name: &str) -> Option<StorePathHash> {
 }
 
 fn nar_name(name: &str) -> Option<(StorePathHash, NarHash)> {
-    let (hash, nar_hash) = name.strip_suffix(".nar")?.split_once('-')?;
+    hash_pair(name.strip_suffix(".nar")?)
+}
+
+fn hash_pair(name: &str) -> Option<(StorePathHash, NarHash)> {
+    let (hash, nar_hash) = name.split_once('-')?;
     Some((
         StorePathHash::parse(hash.as_bytes()).ok()?,
         NarHash::parse_base32(nar_hash.as_bytes()).ok()?,
@@ -180,6 +191,14 @@ mod tests {
             (
                 format!("/local/nar/{HASH}-{NARHASH}.nar"),
                 Route::LocalNar(hash(), nar_hash()),
+            ),
+            (
+                format!("/nar/{HASH}-{NARHASH}.pieces"),
+                Route::LocalPieces(hash(), nar_hash()),
+            ),
+            (
+                format!("/local/nar/{HASH}-{NARHASH}.pieces"),
+                Route::LocalPieces(hash(), nar_hash()),
             ),
             (
                 old.replace('=', "%3D"),
@@ -250,6 +269,7 @@ mod tests {
             "/nix-cache-info",
             "/local/x.narinfo",
             "/nar/x.nar",
+            "/nar/x.pieces",
             "/local/nar/x.nar",
             "/status/",
         ] {

@@ -8,6 +8,7 @@
 pub mod discovery;
 mod interface;
 mod peer_addr;
+pub mod pieces;
 pub mod wire;
 
 pub use discovery::{Action, Discovery, End, Origin, Outcome, Question, Settings};

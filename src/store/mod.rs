@@ -11,6 +11,7 @@ mod directories;
 mod layouts;
 mod nar;
 mod nar_error;
+mod pieces;
 mod rows;
 mod sharing;
 mod tree;
@@ -30,12 +31,14 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 pub use database_error::DatabaseError;
 pub use nar::{CHUNK_BYTES, Nar, NarStream, STREAM_BYTES};
 pub use nar_error::NarError;
+pub use pieces::{PieceStream, PiecesError};
 pub use rows::LocalPath;
 pub use sharing::{Decision, NotSharedReason, SharePolicy};
 
 use self::{
     database::Database,
     layouts::Layouts,
+    pieces::Pieces,
     workers::{Bounds, Job, Refused, Workers},
 };
 use crate::{
@@ -125,6 +128,7 @@ struct Inner {
     workers: Workers,
     health: Arc<Health>,
     layouts: Arc<Layouts>,
+    pieces: Pieces,
     /// Paths whose damage is in the journal already.
     damaged: Mutex<HashSet<StorePathHash>>,
 }
@@ -157,6 +161,7 @@ impl LocalStore {
                 workers: Workers::new(settings.database.clone(), bounds),
                 health: Arc::default(),
                 layouts: Arc::default(),
+                pieces: Pieces::default(),
                 damaged: Mutex::default(),
             }),
         }
@@ -224,6 +229,26 @@ impl LocalStore {
             opened
         });
         opened.await.unwrap_or(Err(NarError::Interrupted { path }))
+    }
+
+    /// The digests of the pieces of the path's NAR, as they become known. They are computed once
+    /// for all who ask, one path at a time.
+    pub async fn pieces(&self, info: &PathInfo) -> Result<PieceStream, PiecesError> {
+        if let Some(known) = self.inner.pieces.find(info) {
+            return Ok(known);
+        }
+        let nar = self.nar(info).await?;
+        let (stream, is_first) = self.inner.pieces.enter(info, nar)?;
+        if is_first {
+            let inner = Arc::clone(&self.inner);
+            // Ends when nobody waits for a digest any more.
+            spawn_blocking(move || {
+                inner
+                    .pieces
+                    .work(|info, error| inner.note_damage(info, error));
+            });
+        }
+        Ok(stream)
     }
 
     /// How the store was last seen.

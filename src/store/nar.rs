@@ -103,6 +103,18 @@ impl Nar {
     /// The bytes of `range`, cut at the end; nothing before it is read. Uses [`STREAM_BYTES`].
     /// An error ends the stream: what was given before it is right, and nothing is made up.
     pub fn read(self, range: Range<u64>) -> NarStream {
+        let path = self.path.clone();
+        let state = State::Resting(Box::new(self.reader(range)));
+        NarStream { path, state }
+    }
+
+    /// The whole, in chunks of [`CHUNK_BYTES`] but for the last. Each step blocks.
+    pub(super) fn chunks(self) -> Chunks {
+        let size = self.size();
+        Chunks(Some(self.reader(0..size)))
+    }
+
+    fn reader(self, range: Range<u64>) -> Reader {
         let (files, name) = match self.root {
             Root::Directory(root) => (Directories::new(root), None),
             Root::Store(store) => (
@@ -111,20 +123,17 @@ impl Nar {
             ),
         };
         let end = range.end.min(self.layout.nar_size());
-        NarStream {
-            path: self.path.clone(),
-            state: State::Resting(Box::new(Reader {
-                path: self.path,
-                layout: self.layout,
-                next: range.start.min(end),
-                end,
-                directories: files,
-                directory: None,
-                root_file: name,
-                open: None,
-                pool: Arc::default(),
-                kept: self.kept,
-            })),
+        Reader {
+            path: self.path,
+            layout: self.layout,
+            next: range.start.min(end),
+            end,
+            directories: files,
+            directory: None,
+            root_file: name,
+            open: None,
+            pool: Arc::default(),
+            kept: self.kept,
         }
     }
 }
@@ -190,6 +199,20 @@ impl Stream for NarStream {
     }
 }
 
+/// All chunks of a NAR, for a thread that may block; an error is the last item.
+pub(super) struct Chunks(Option<Reader>);
+
+impl Iterator for Chunks {
+    type Item = Result<Bytes, NarError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut reader = self.0.take().filter(|reader| reader.next < reader.end)?;
+        let chunk = reader.fill();
+        self.0 = chunk.is_ok().then_some(reader);
+        Some(chunk)
+    }
+}
+
 /// What fills the chunks.
 struct Reader {
     path: StorePath,
@@ -217,17 +240,22 @@ impl Reader {
         }
         State::Reading(spawn_blocking(move || {
             let result = self.fill();
-            if let (Err(_), (key, layouts)) = (&result, &self.kept)
-                && let Some(layouts) = layouts.upgrade()
-            {
-                layouts.forget(*key);
-            }
             (self, result)
         }))
     }
 
     /// Reads the next chunk. Blocks.
     fn fill(&mut self) -> Result<Bytes, NarError> {
+        let result = self.read_chunk();
+        if let (Err(_), (key, layouts)) = (&result, &self.kept)
+            && let Some(layouts) = layouts.upgrade()
+        {
+            layouts.forget(*key);
+        }
+        result
+    }
+
+    fn read_chunk(&mut self) -> Result<Bytes, NarError> {
         // At most CHUNK_BYTES, so it fits.
         let length = (self.end - self.next).min(CHUNK_BYTES as u64) as usize;
         let mut buffer = self.pool.take(length);

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::format::{StorePath, nar::LayoutError};
+use crate::format::{NarHash, StorePath, nar::LayoutError};
 
 /// Why a path's NAR cannot be given, or ends early. Files are named below the path.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,16 @@ pub enum NarError {
         registered: u64,
         /// Bytes that the tree gives.
         found: u64,
+    },
+    /// The NAR has the registered size and another hash: the store is damaged.
+    #[error("the NAR of {} is sha256:{found}, registered is sha256:{registered}", path.basename())]
+    HashMismatch {
+        /// The path.
+        path: StorePath,
+        /// What the database says.
+        registered: NarHash,
+        /// What the tree gives.
+        found: NarHash,
     },
     /// The runtime is shutting down, or the reader has a bug.
     #[error("reading {} was interrupted", path.basename())]
