@@ -12,14 +12,16 @@ use std::{
 
 use futures_util::StreamExt;
 use log::{debug, info};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{Finder, Found, Holder, opening::HolderError};
 use crate::{
-    format::{NarHash, PathInfo, nar::PIECE_BYTES},
-    peer::Digest,
-    protocol::PeerAddr,
+    format::{NarHash, PathInfo},
+    protocol::{
+        PeerAddr,
+        pieces::{PIECE_BYTES, PieceDigest},
+    },
     system::journal::chain,
 };
 
@@ -33,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     /// Who sent, or claimed to have, which piece with which digest.
-    pub(super) pieces: Vec<(u64, PeerAddr, Digest)>,
+    pub(super) pieces: Vec<(u64, PeerAddr, PieceDigest)>,
     /// Up to which byte the NAR had which SHA-256, and who sent the bytes since the mark
     /// before; nobody knows if several did.
     pub(super) marks: Vec<Mark>,
@@ -44,7 +46,7 @@ pub(super) struct Evidence {
 pub(super) struct Mark {
     pub(super) end: u64,
     pub(super) sender: Option<PeerAddr>,
-    pub(super) digest: Digest,
+    pub(super) digest: PieceDigest,
 }
 
 /// A NAR that was wrong.
@@ -59,9 +61,9 @@ pub struct Case {
 #[derive(Debug)]
 pub(super) struct Truth {
     /// Of each piece.
-    pub(super) pieces: Vec<Digest>,
+    pub(super) pieces: Vec<PieceDigest>,
     /// Of the beginnings that were asked for.
-    beginnings: BTreeMap<u64, Digest>,
+    beginnings: BTreeMap<u64, PieceDigest>,
 }
 
 impl Evidence {
@@ -299,10 +301,11 @@ mod tests {
             }
             let truth = examination.finish(&info).expect("right");
             let pieces = nar.chunks(PIECE_BYTES as usize);
-            let digests: Vec<Digest> = pieces.map(|piece| Sha256::digest(piece).into()).collect();
+            let digests: Vec<PieceDigest> =
+                pieces.map(|piece| Sha256::digest(piece).into()).collect();
             assert_eq!(truth.pieces, digests);
             for mark in marks {
-                let digest: Digest = Sha256::digest(&nar[..mark as usize]).into();
+                let digest: PieceDigest = Sha256::digest(&nar[..mark as usize]).into();
                 assert_eq!(truth.beginnings[&mark], digest);
             }
         }

@@ -7,10 +7,10 @@ use futures_util::{Stream, StreamExt};
 use reqwest::StatusCode;
 
 use super::{Client, PeerError};
-use crate::protocol::PeerAddr;
-
-/// The SHA-256 of one piece.
-pub type Digest = [u8; 32];
+use crate::protocol::{
+    PeerAddr,
+    pieces::{DIGEST_BYTES, PieceDigest},
+};
 
 /// What a peer says of the pieces of a NAR: as many digests as were asked for, or fewer and an
 /// error.
@@ -38,7 +38,7 @@ impl Client {
                 status: response.status(),
             });
         }
-        let expected = count * size_of::<Digest>() as u64;
+        let expected = count * DIGEST_BYTES as u64;
         match response.content_length() {
             Some(found) if found != expected => Err(PeerError::Length {
                 peer,
@@ -57,13 +57,13 @@ impl Client {
 
 impl PieceDigests {
     /// The next digests, at least one; `None` after the last.
-    pub async fn next(&mut self) -> Option<Result<Vec<Digest>, PeerError>> {
+    pub async fn next(&mut self) -> Option<Result<Vec<PieceDigest>, PeerError>> {
         while self.left > 0 {
             let Some(bytes) = self.body.next().await else {
                 let missing = std::mem::take(&mut self.left);
                 return Some(Err(PeerError::Length {
                     peer: self.peer,
-                    expected: missing * size_of::<Digest>() as u64,
+                    expected: missing * DIGEST_BYTES as u64,
                     found: 0,
                 }));
             };
@@ -83,9 +83,9 @@ impl PieceDigests {
     }
 
     /// Cuts what came into digests; goes on if it was less than one.
-    fn take(&mut self, bytes: &[u8]) -> ControlFlow<Result<Vec<Digest>, PeerError>> {
+    fn take(&mut self, bytes: &[u8]) -> ControlFlow<Result<Vec<PieceDigest>, PeerError>> {
         self.part.extend_from_slice(bytes);
-        let (whole, rest) = self.part.as_chunks::<{ size_of::<Digest>() }>();
+        let (whole, rest) = self.part.as_chunks::<DIGEST_BYTES>();
         let digests = whole.to_vec();
         self.part = rest.to_vec();
         let Some(left) = self.left.checked_sub(digests.len() as u64) else {

@@ -20,7 +20,7 @@ use reqwest::{
     header::{CONTENT_ENCODING, CONTENT_RANGE, HOST, RANGE},
 };
 
-pub use digests::{Digest, PieceDigests};
+pub use digests::PieceDigests;
 
 use crate::protocol::PeerAddr;
 

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 
 use super::{
     Finder, Found, Holder,
@@ -28,8 +28,8 @@ use super::{
     inquiry::{Evidence, Examination, Mark},
 };
 use crate::{
-    format::{NarHash, StorePathHash, nar::PIECE_BYTES},
-    protocol::PeerAddr,
+    format::{NarHash, StorePathHash},
+    protocol::{PeerAddr, pieces::PIECE_BYTES},
 };
 
 use holders::Holders;

@@ -4,7 +4,11 @@
 use std::time::Duration;
 
 use super::testimony::{SourceId, Vote};
-use crate::{finder::Holder, format::narinfo::NarUrl, peer::Digest, protocol::PeerAddr};
+use crate::{
+    finder::Holder,
+    format::narinfo::NarUrl,
+    protocol::{PeerAddr, pieces::PieceDigest},
+};
 
 /// Holders at work at once.
 const AT_ONCE: usize = 4;
@@ -38,7 +42,7 @@ struct Source {
     races_lost: u32,
     claims: Claims,
     /// Digests of the pieces from the first one on.
-    digests: Vec<Digest>,
+    digests: Vec<PieceDigest>,
 }
 
 /// All that have taken part so far, by [`SourceId`].
@@ -174,7 +178,7 @@ impl Sources {
     }
 
     /// More of its digests.
-    pub(super) fn claimed(&mut self, source: SourceId, digests: Vec<Digest>) {
+    pub(super) fn claimed(&mut self, source: SourceId, digests: Vec<PieceDigest>) {
         let it = &mut self.0[source];
         if it.claims == Claims::Coming {
             it.digests.extend(digests);
@@ -193,7 +197,7 @@ impl Sources {
     }
 
     /// What `source` says of a piece.
-    pub(super) fn claim(&self, source: SourceId, piece: u64) -> Option<Digest> {
+    pub(super) fn claim(&self, source: SourceId, piece: u64) -> Option<PieceDigest> {
         let digests = &self.0[source].digests;
         digests.get(usize::try_from(piece).ok()?).copied()
     }
@@ -217,7 +221,7 @@ impl Sources {
     }
 
     /// All that was said, by piece.
-    pub(super) fn all_claims(&self) -> impl Iterator<Item = (SourceId, u64, Digest)> {
+    pub(super) fn all_claims(&self) -> impl Iterator<Item = (SourceId, u64, PieceDigest)> {
         self.0.iter().enumerate().flat_map(|(source, it)| {
             let digests = it.digests.iter().enumerate();
             digests.map(move |(piece, digest)| (source, piece as u64, *digest))

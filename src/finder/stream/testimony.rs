@@ -5,7 +5,7 @@
 //! them disagree: that is not proof, which only the hash of the whole NAR is, but it keeps one
 //! liar from spoiling a stream. One against one is settled by that proof (`inquiry`).
 
-use crate::peer::Digest;
+use crate::protocol::pieces::PieceDigest;
 
 /// One of the holders that take part in a stream.
 pub(super) type SourceId = usize;
@@ -14,14 +14,14 @@ pub(super) type SourceId = usize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Vote {
     pub(super) source: SourceId,
-    pub(super) digest: Digest,
+    pub(super) digest: PieceDigest,
 }
 
 /// What to do with a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Pass on the bytes with this digest.
-    Pass(Digest),
+    Pass(PieceDigest),
     /// A digest is on its way.
     Wait,
     /// One more holder must send the piece.
@@ -39,7 +39,7 @@ pub(super) fn judge(
     claims_pending: bool,
     others: bool,
 ) -> Verdict {
-    let mut tally: Vec<(Digest, Vec<SourceId>)> = Vec::new();
+    let mut tally: Vec<(PieceDigest, Vec<SourceId>)> = Vec::new();
     for vote in bytes.iter().chain(claims) {
         match tally.iter_mut().find(|(digest, _)| *digest == vote.digest) {
             Some((_, sources)) if sources.contains(&vote.source) => {}
@@ -48,7 +48,7 @@ pub(super) fn judge(
         }
     }
     tally.sort_by_key(|(_, sources)| std::cmp::Reverse(sources.len()));
-    let here = |digest: &Digest| bytes.iter().any(|vote| vote.digest == *digest);
+    let here = |digest: &PieceDigest| bytes.iter().any(|vote| vote.digest == *digest);
     match &tally[..] {
         [] => Verdict::Ask,
         // Undisputed; a second word is waited for, not demanded.
@@ -74,11 +74,11 @@ pub(super) fn judge(
 mod tests {
     use super::*;
 
-    const RIGHT: Digest = [1; 32];
-    const WRONG: Digest = [2; 32];
-    const OTHER: Digest = [3; 32];
+    const RIGHT: PieceDigest = [1; 32];
+    const WRONG: PieceDigest = [2; 32];
+    const OTHER: PieceDigest = [3; 32];
 
-    fn votes(votes: &[(SourceId, Digest)]) -> Vec<Vote> {
+    fn votes(votes: &[(SourceId, PieceDigest)]) -> Vec<Vote> {
         let vote = |&(source, digest)| Vote { source, digest };
         votes.iter().map(vote).collect()
     }

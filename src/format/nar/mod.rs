@@ -22,10 +22,6 @@ mod layout;
 pub use builder::{LayoutBuilder, LayoutError};
 pub use layout::{DirectoryId, FileId, Layout, Segment};
 
-/// What holders publish digests of: a NAR is cut into pieces of this many bytes, the last one
-/// shorter (docs/protocol.md).
-pub const PIECE_BYTES: u64 = 4 << 20;
-
 /// Every word begins at a multiple of this many bytes.
 const ALIGNMENT: usize = 8;
 

@@ -5,13 +5,14 @@ use std::{ops::Range, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use log::debug;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 
 use super::{super::testimony::SourceId, Event};
 use crate::{
     finder::{Finder, Holder, opening::HolderError},
     format::PathInfo,
-    peer::{Digest, PieceDigests},
+    peer::PieceDigests,
+    protocol::pieces::PieceDigest,
 };
 
 pub(super) async fn next_digests(source: SourceId, mut digests: PieceDigests) -> Event {
@@ -31,7 +32,7 @@ pub(super) async fn fetch(
     info: Arc<PathInfo>,
     holder: Holder,
     range: Range<u64>,
-) -> Result<(Bytes, Digest), HolderError> {
+) -> Result<(Bytes, PieceDigest), HolderError> {
     let Holder::Peer { address, url } = &holder else {
         return Err(HolderError::Unproven);
     };

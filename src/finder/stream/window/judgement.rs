@@ -14,9 +14,10 @@ use crate::{
         inquiry::{Evidence, Truth, examine},
         opening::HolderError,
     },
-    format::nar::PIECE_BYTES,
-    peer::Digest,
-    protocol::PeerAddr,
+    protocol::{
+        PeerAddr,
+        pieces::{PIECE_BYTES, PieceDigest},
+    },
 };
 
 impl Window {
@@ -136,7 +137,7 @@ impl Window {
                 self.delivered.get(index as usize).copied()
             }
         };
-        let differs = |piece: u64, digest: Digest| right(piece).is_some_and(|it| it != digest);
+        let differs = |piece: u64, digest: PieceDigest| right(piece).is_some_and(|it| it != digest);
         let sent = self
             .sent
             .iter()

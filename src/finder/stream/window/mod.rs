@@ -34,8 +34,9 @@ use super::{
 };
 use crate::{
     finder::{Finder, Holder, budget::Loan, inquiry::Truth, opening::HolderError},
-    format::{PathInfo, nar::PIECE_BYTES},
-    peer::{Digest, PieceDigests},
+    format::PathInfo,
+    peer::PieceDigests,
+    protocol::pieces::{self, PIECE_BYTES, PieceDigest},
 };
 
 use fetching::{fetch, next_digests};
@@ -63,10 +64,10 @@ enum Event {
         source: SourceId,
         piece: u64,
         took: Duration,
-        copy: Result<(Bytes, Digest), HolderError>,
+        copy: Result<(Bytes, PieceDigest), HolderError>,
     },
     Abandoned(SourceId, u64),
-    Digests(SourceId, Option<(Vec<Digest>, PieceDigests)>),
+    Digests(SourceId, Option<(Vec<PieceDigest>, PieceDigests)>),
     Tried(SourceId, Result<Option<Truth>, HolderError>),
 }
 
@@ -85,7 +86,7 @@ pub(super) struct Window {
     /// The rest of a piece that is being delivered.
     delivering: Option<(Bytes, Holder)>,
     /// What was delivered, by piece; and the votes that differed from it.
-    delivered: Vec<Digest>,
+    delivered: Vec<PieceDigest>,
     sent: Vec<(u64, Vote)>,
     /// Since when the next piece waits for a digest, and how long those before it did.
     waiting_since: Option<Instant>,
@@ -228,7 +229,7 @@ impl Window {
         let wanted = if differ { usize::MAX } else { WITNESSES };
         while let Some((source, peer, path)) = self.sources.next_witness(wanted) {
             let finder = self.finder.clone();
-            let count = self.info.nar_size.div_ceil(PIECE_BYTES);
+            let count = pieces::count(self.info.nar_size);
             self.work.push(Box::pin(async move {
                 match finder.0.client.piece_digests(peer, &path, count).await {
                     Ok(digests) => next_digests(source, digests).await,
@@ -408,7 +409,7 @@ impl Window {
     }
 
     /// Delivers the piece with this digest.
-    fn pass(&mut self, digest: Digest) {
+    fn pass(&mut self, digest: PieceDigest) {
         let Some(head) = self.pieces.pop_front() else {
             return;
         };

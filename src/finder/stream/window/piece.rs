@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::AbortHandle;
 
 use super::super::testimony::{SourceId, Vote};
-use crate::peer::Digest;
+use crate::protocol::pieces::PieceDigest;
 
 /// What came of a piece, and who is sending it.
 #[derive(Default)]
@@ -85,7 +85,7 @@ impl Piece {
     }
 
     /// The bytes with this digest, and who sent them first.
-    pub(super) fn take(self, digest: Digest) -> Option<(SourceId, Bytes)> {
+    pub(super) fn take(self, digest: PieceDigest) -> Option<(SourceId, Bytes)> {
         let mut copies = self.copies.into_iter();
         let (vote, bytes) = copies.find(|(vote, _)| vote.digest == digest)?;
         Some((vote.source, bytes?))
