@@ -6,7 +6,10 @@ mod support;
 use std::{
     io::Write,
     net::TcpStream,
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -208,6 +211,44 @@ fn a_small_nar_survives_the_death_of_its_holder() {
         "{}",
         answer.status
     );
+}
+
+#[test]
+fn a_quicker_holder_is_looked_for_beside_one_that_is_slow() {
+    let item = big();
+    let slow = holder(&item, Duration::ZERO, |asked, nar, stream| {
+        let (head, part) = peer::part_of(asked, nar);
+        stream.write_all(head.as_bytes())?;
+        for byte in part.chunks(1) {
+            stream.write_all(byte)?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(Then::Close)
+    });
+    // It says nothing while the slow one is the only one that is known.
+    let awake = Arc::new(AtomicBool::new(false));
+    let quick = {
+        let (item, awake) = (item.clone(), Arc::clone(&awake));
+        Peer::new(
+            move |datagram, port| {
+                if awake.load(SeqCst) {
+                    peer::has_all(datagram, port)
+                } else {
+                    Vec::new()
+                }
+            },
+            move |asked, stream| peer::serve_honestly(std::slice::from_ref(&item), asked, stream),
+        )
+    };
+    let host = Host::new().with(&Peer::setting(&[&slow, &quick]));
+    let daemon = host.start();
+    let narinfo = daemon.get(&format!("/{}.narinfo", item.hash()));
+    assert_eq!(narinfo.status, 200);
+    awake.store(true, SeqCst);
+    let (answer, took) = timed(|| daemon.get(&path(&item)));
+    assert!(answer.complete && answer.body == item.nar);
+    assert!(took < Duration::from_secs(3) + SLACK, "{took:?}");
+    assert_eq!(daemon.status()["fetched"]["refused"]["slow"], 1);
 }
 
 #[test]

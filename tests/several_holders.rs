@@ -43,12 +43,14 @@ fn digests(nar: &[u8]) -> Vec<u8> {
         .collect()
 }
 
+type Before = dyn Fn(&Asked, &mut TcpStream) -> io::Result<()> + Send + Sync;
+
 /// What a holder does otherwise than an honest one; the bytes of its NAR, the digests, and what
 /// happens before a piece.
 struct Holder {
     nar: Vec<u8>,
     digests: Option<Vec<u8>>,
-    before: Box<dyn Fn(&Asked, &mut TcpStream) -> io::Result<()> + Send + Sync>,
+    before: Box<Before>,
 }
 
 impl Holder {
@@ -156,8 +158,10 @@ fn real_holders_share_the_work_and_vouch_for_each_other() {
         let status = holder.status();
         status["served"]["nar-bytes"].as_u64().expect("bytes")
     });
+    // One that answered the lookup late is left out.
     let least = (item.nar.len() / 12) as u64;
-    assert!(served.iter().all(|bytes| *bytes > least), "{served:?}");
+    let took_part = served.iter().filter(|bytes| **bytes > least).count();
+    assert!(took_part >= 2, "{served:?}");
     let vouched = holders.iter().filter(|holder| {
         let metrics = holder.get("/metrics").text();
         metrics.contains("peerix_answers_total{route=\"pieces\",status=\"200\"} 1")

@@ -64,6 +64,8 @@ pub(super) struct Line {
     left: Range<u64>,
     current: Option<(Holder, Body)>,
     pace: Pace,
+    /// The LAN was asked because the holder is slow, once in a stream.
+    asked_for_a_quicker_one: bool,
 }
 
 impl Line {
@@ -72,6 +74,7 @@ impl Line {
             left: range,
             current: None,
             pace: Pace::default(),
+            asked_for_a_quicker_one: false,
         }
     }
 
@@ -105,14 +108,23 @@ impl Line {
         let asked = Instant::now();
         let error = match tokio::time::timeout(after, body.next()).await {
             Ok(Some(Ok(piece))) => {
-                let others = holders.at_hand() > 0;
-                match self.pace.too_slow_for(asked.elapsed(), piece.len(), others) {
-                    None => {
+                let others = holders.at_hand() > 0 || !self.asked_for_a_quicker_one;
+                let slow = self.pace.too_slow_for(asked.elapsed(), piece.len(), others);
+                let holder = holder.clone();
+                if slow.is_some() && holders.at_hand() == 0 && !self.asked_for_a_quicker_one {
+                    self.asked_for_a_quicker_one = true;
+                    holders.ask_again().await;
+                }
+                match slow {
+                    // The piece that was so slow is fetched again: it is a small one.
+                    Some(after) if after == SLOW_WINDOW || holders.at_hand() > 0 => {
+                        HolderError::Slow { after }
+                    }
+                    _ => {
                         self.left.start += piece.len() as u64;
                         holders.progress();
-                        return Ok(Step::Bytes(piece, holder.clone()));
+                        return Ok(Step::Bytes(piece, holder));
                     }
-                    Some(after) => HolderError::Slow { after },
                 }
             }
             // A body gives all that was asked for, or an error.
