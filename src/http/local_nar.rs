@@ -67,6 +67,7 @@ pub(super) async fn answer<B>(
         info,
         range.clone(),
     );
+    let peer = client.address.ip();
     let upload = service.upload.clone().filter(|_| !client.is_loopback());
     let source = Box::pin(nar.read(range));
     let pieces: Pieces = Box::pin(stream::unfold(
@@ -77,7 +78,7 @@ pub(super) async fn answer<B>(
                 let piece = match source.next().await? {
                     Ok(piece) => {
                         if let Some(upload) = upload {
-                            upload.pay(piece.len()).await;
+                            upload.pay(peer, piece.len()).await;
                         }
                         served.sent(piece.len() as u64);
                         Ok(piece)
