@@ -684,12 +684,12 @@ fn nobody_outside_the_allowed_networks_gets_anything() {
 }
 
 #[test]
-fn lan_connections_above_the_limit_are_closed_and_loopback_is_served() {
+fn lan_connections_above_the_limit_of_one_address_are_closed_and_loopback_is_served() {
     let item = Item::signed("shared", 3_000);
-    let Some((_host, mut daemon, lan)) = on_the_lan("limits.connections = 128", &[&item]) else {
+    let Some((_host, mut daemon, lan)) = on_the_lan("limits.connections = 320", &[&item]) else {
         return;
     };
-    // 128 less the 64 of loopback.
+    // 320 less the 64 of loopback, and a quarter of that for each address; this is but one.
     let mut open: Vec<Connection> = (0..64)
         .map(|_| Connection::open(lan).expect("connection"))
         .collect();
@@ -709,6 +709,7 @@ fn lan_connections_above_the_limit_are_closed_and_loopback_is_served() {
             "a connection above the limit was served"
         );
     }
+    assert_eq!(daemon.status()["served"]["shed"], 20);
     assert_eq!(daemon.get(&format!("/{}.narinfo", item.hash())).status, 200);
     drop(open.pop());
     eventually("room for one more", || {
@@ -718,6 +719,33 @@ fn lan_connections_above_the_limit_are_closed_and_loopback_is_served() {
             .ok()
     });
     daemon.assert_well();
+}
+
+/// Asks for a NAR and reads only the head of the answer.
+fn begin(at: SocketAddr, item: &Item) -> (Answer, Connection) {
+    let mut connection = Connection::open(at).expect("connection");
+    let head = format!("GET /nar/{} HTTP/1.1\r\nHost: x\r\n\r\n", item.nar_name());
+    connection.send(head.as_bytes()).expect("send");
+    (connection.head().expect("head"), connection)
+}
+
+#[test]
+fn one_address_has_at_most_32_nars_at_a_time_and_this_machine_any_number() {
+    let item = Item::signed("large", 32 << 20);
+    let Some((_host, daemon, lan)) = on_the_lan("limits.buffer = \"64MiB\"", &[&item]) else {
+        return;
+    };
+    let mut under_way: Vec<_> = (0..32).map(|_| begin(lan, &item)).collect();
+    assert!(under_way.iter().all(|(head, _)| head.status == 200));
+    let (head, _) = begin(lan, &item);
+    assert_eq!((head.status, head.header("retry-after")), (503, Some("1")));
+    // The slots for others are there: 64 of the buffer are the LAN's.
+    let own: Vec<_> = (0..40).map(|_| begin(daemon.address(), &item)).collect();
+    assert!(own.iter().all(|(head, _)| head.status == 200));
+    drop(under_way.pop());
+    eventually("room for one more", || {
+        (begin(lan, &item).0.status == 200).then_some(())
+    });
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::{
     access::Client,
     activity::LoopbackConnection,
     connection::{NarUnderWay, Progress, Watched},
+    places::Place,
 };
 
 /// Nix uses an idle connection again for up to 90 s; it must not find it closed.
@@ -113,10 +114,10 @@ impl Trouble {
 
 fn accept(stream: TcpStream, address: SocketAddr, app: &Arc<App>, stop: &Stop) {
     let client = Client::new(address);
-    let place = if client.is_loopback() {
-        Place::Loopback(app.activity.connect_loopback())
-    } else if app.admit_lan() {
-        Place::Lan(Arc::clone(app))
+    let holds = if client.is_loopback() {
+        Holds::Loopback(app.activity.connect_loopback())
+    } else if let Some(place) = app.admit_lan(client.address.ip()) {
+        Holds::Lan(place)
     } else {
         app.counters.shed();
         return;
@@ -126,30 +127,22 @@ fn accept(stream: TcpStream, address: SocketAddr, app: &Arc<App>, stop: &Stop) {
         stream,
         client,
         Arc::clone(app),
-        place,
+        holds,
         stop.clone(),
     ));
 }
 
-/// What a connection occupies until it ends.
-enum Place {
+/// What a connection holds until it ends.
+enum Holds {
     Loopback(LoopbackConnection),
-    Lan(Arc<App>),
+    Lan(#[expect(dead_code, reason = "free again when dropped")] Place),
 }
 
-impl Place {
+impl Holds {
     fn loopback(&self) -> Option<&LoopbackConnection> {
         match self {
             Self::Loopback(connection) => Some(connection),
             Self::Lan(_) => None,
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Self::Lan(app) = self {
-            app.lan_connections.fetch_sub(1, Relaxed);
         }
     }
 }
@@ -171,18 +164,18 @@ fn prepare(stream: &TcpStream, client: Client) {
 }
 
 /// One connection, from its first byte to its last.
-async fn converse(stream: TcpStream, client: Client, app: Arc<App>, place: Place, stop: Stop) {
+async fn converse(stream: TcpStream, client: Client, app: Arc<App>, holds: Holds, stop: Stop) {
     let progress = Arc::new(Progress::default());
-    let place = Arc::new(place);
+    let holds = Arc::new(holds);
     let loopback = client.is_loopback();
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&progress), loopback));
     let service = service_fn(|request| {
         progress.request_begins();
         let app = Arc::clone(&app);
         let progress = Arc::clone(&progress);
-        let place = Arc::clone(&place);
+        let holds = Arc::clone(&holds);
         async move {
-            let answer = app.respond(client, place.loopback(), request).await;
+            let answer = app.respond(client, holds.loopback(), request).await;
             let is_nar = answer.headers().contains_key(super::answer::PEER);
             let pace = (is_nar && !loopback).then(|| NarUnderWay::new(progress));
             Ok::<_, std::convert::Infallible>(answer.map(|body| body.at_pace(pace)))

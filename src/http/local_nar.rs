@@ -45,14 +45,13 @@ pub(super) async fn answer<B>(
     if request.method() == Method::HEAD {
         return Ok(head);
     }
-    let slot = if client.is_loopback() {
-        service
-            .budget
-            .for_loopback()
-            .await
-            .ok_or(Refusal::NotFound)?
+    let (slot, place) = if client.is_loopback() {
+        let slot = service.budget.for_loopback().await;
+        (slot.ok_or(Refusal::NotFound)?, None)
     } else {
-        service.budget.for_lan().ok_or(Refusal::Busy)?
+        let place = app.admit_lan_nar(client.address.ip());
+        let place = place.ok_or(Refusal::Busy)?;
+        (service.budget.for_lan().ok_or(Refusal::Busy)?, Some(place))
     };
     let nar = holdings
         .store
@@ -71,8 +70,8 @@ pub(super) async fn answer<B>(
     let upload = service.upload.clone().filter(|_| !client.is_loopback());
     let source = Box::pin(nar.read(range));
     let pieces: Pieces = Box::pin(stream::unfold(
-        (source, served, slot),
-        move |(mut source, mut served, slot)| {
+        (source, served, (slot, place)),
+        move |(mut source, mut served, held)| {
             let upload = upload.clone();
             async move {
                 let piece = match source.next().await? {
@@ -88,7 +87,7 @@ pub(super) async fn answer<B>(
                         Err(Cut::from(error))
                     }
                 };
-                Some((piece, (source, served, slot)))
+                Some((piece, (source, served, held)))
             }
         },
     ));

@@ -24,6 +24,7 @@ mod local_nar;
 mod local_narinfo;
 mod local_pieces;
 mod metrics;
+mod places;
 pub mod range;
 pub mod route;
 mod served;
@@ -31,10 +32,8 @@ mod status;
 pub mod upload;
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Instant,
 };
 
@@ -50,6 +49,7 @@ use activity::{Activity, LoopbackConnection};
 use answer::{Answer, Refusal};
 use body::Body;
 use counters::Counters;
+use places::{Place, Places};
 use route::{Audience, Route};
 use upload::Upload;
 
@@ -62,7 +62,9 @@ pub struct App {
     /// What was served.
     pub counters: Arc<Counters>,
     /// Open connections from the LAN.
-    lan_connections: AtomicUsize,
+    lan_connections: Places,
+    /// NARs on their way into the LAN.
+    lan_nars: Places,
     started: Instant,
     /// What is wrong although the service goes on.
     trouble: Mutex<Option<String>>,
@@ -124,7 +126,8 @@ impl App {
             service: RwLock::new(Arc::new(service)),
             activity,
             counters,
-            lan_connections: AtomicUsize::new(0),
+            lan_connections: Places::default(),
+            lan_nars: Places::default(),
             started: Instant::now(),
             trouble: Mutex::default(),
         }
@@ -228,17 +231,16 @@ impl App {
         }
     }
 
-    /// Counts a LAN connection, if there is room for one more.
-    fn admit_lan(&self) -> bool {
-        let limit = self
-            .service()
-            .config
-            .limits
-            .connections
-            .saturating_sub(crate::config::LOOPBACK_CONNECTIONS);
-        let taken = |open: usize| (open < limit as usize).then_some(open + 1);
+    /// A place for a connection from the LAN, if there is room for one more of this address.
+    fn admit_lan(&self, address: IpAddr) -> Option<Place> {
+        let limit = self.service().config.limits.connections;
+        let room = limit.saturating_sub(crate::config::LOOPBACK_CONNECTIONS) as usize;
         self.lan_connections
-            .fetch_update(Relaxed, Relaxed, taken)
-            .is_ok()
+            .take(address, places::connections_of_one(room), room)
+    }
+
+    /// A place for a NAR to the LAN, if this address has not got too many.
+    fn admit_lan_nar(&self, address: IpAddr) -> Option<Place> {
+        self.lan_nars.take(address, places::NARS_OF_ONE, usize::MAX)
     }
 }

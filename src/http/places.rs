@@ -1,0 +1,109 @@
+//! Places for machines of the LAN: so many in all, and so many for one address, so that one
+//! neighbour that has gone mad does not shut out the others.
+//!
+//! An address is one machine's, also in IPv6: those of one /64 are the whole LAN, which must not
+//! share the allowance of one. Who takes many addresses gets more; what is in all is the bound then.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// NAR streams of one address: a Nix has 25 connections, and some of them resume or end.
+pub(super) const NARS_OF_ONE: usize = 32;
+
+/// Connections of one address, however few there are for the LAN.
+const FEWEST_CONNECTIONS_OF_ONE: usize = 32;
+
+/// Connections of one address, of `room` for the LAN.
+pub(super) fn connections_of_one(room: usize) -> usize {
+    (room / 4).max(FEWEST_CONNECTIONS_OF_ONE)
+}
+
+/// Who has how many places. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places(Arc<Mutex<Taken>>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    /// Only addresses that have one.
+    of: HashMap<IpAddr, usize>,
+}
+
+/// A place, free again when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Places,
+    address: IpAddr,
+}
+
+impl Places {
+    /// A place for `address`, if it has fewer than `of_one`, and all together fewer than `in_all`.
+    pub(super) fn take(&self, address: IpAddr, of_one: usize, in_all: usize) -> Option<Place> {
+        let mut taken = self.lock();
+        let own = taken.of.get(&address).copied().unwrap_or(0);
+        if own >= of_one || taken.all >= in_all {
+            return None;
+        }
+        taken.of.insert(address, own + 1);
+        taken.all += 1;
+        Some(Place {
+            places: self.clone(),
+            address,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        // Nothing between the changes of one call can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        taken.all -= 1;
+        match taken.of.get_mut(&self.address) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => {
+                taken.of.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(number: u32) -> IpAddr {
+        IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + number))
+    }
+
+    #[test]
+    fn one_address_never_has_more_than_its_part_nor_all_together_more_than_all() {
+        let places = Places::default();
+        let take = |number| places.take(address(number), 4, 10);
+        let first: Vec<_> = std::iter::from_fn(|| take(1)).collect();
+        assert_eq!(first.len(), 4);
+        let second: Vec<_> = std::iter::from_fn(|| take(2)).collect();
+        assert_eq!(second.len(), 4);
+        let others: Vec<_> = (3..100).filter_map(take).collect();
+        assert_eq!(others.len(), 2);
+        drop(second);
+        assert!(take(1).is_none(), "still has its part");
+        drop(first);
+        assert!(take(1).is_some());
+        drop(others);
+        let taken = places.lock();
+        assert!(taken.all == 0 && taken.of.is_empty(), "{taken:?}");
+    }
+
+    #[test]
+    fn one_address_has_a_quarter_of_the_room_and_enough_for_a_nix() {
+        assert_eq!(connections_of_one(960), 240);
+        assert_eq!(connections_of_one(64), 32);
+    }
+}
