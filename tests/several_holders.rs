@@ -20,8 +20,8 @@ use support::{
     daemon::Daemon,
     eventually,
     host::Host,
-    http::{Answer, get_within, request},
-    item::Item,
+    http::{Answer, Connection, get_within, request},
+    item::{Item, Tree, noise, trusted_key},
     peer::{self, Asked, Peer, Then},
     timed,
 };
@@ -168,6 +168,46 @@ fn real_holders_share_the_work_and_vouch_for_each_other() {
     });
     assert_eq!(vouched.count(), 2);
     assert_eq!(banned(&daemon), [] as [String; 0]);
+}
+
+#[test]
+fn a_path_that_is_deleted_under_a_stream_comes_from_the_other_holder() {
+    let item = Item::signed("huge", 64 << 20);
+    let hosts = [0; 2].map(|_| Host::new().holding(&[&item]));
+    let holders = hosts.each_ref().map(Host::start);
+    let peers: Vec<String> = holders
+        .iter()
+        .map(|holder| format!("{:?}", holder.address().to_string()))
+        .collect();
+    let host = Host::new().with(&format!("discovery.peers = [{}]", peers.join(", ")));
+    let daemon = host.start();
+    let mut connection = Connection::open(daemon.address()).expect("connection");
+    connection
+        .send(format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", path(&item)).as_bytes())
+        .expect("send");
+    assert_eq!(connection.head().expect("head").status, 200);
+    let mut body = connection.body(PIECE).expect("first bytes");
+    hosts[0].forget(&item);
+    let tree = hosts[0].store_dir().join(item.info.path.basename());
+    assert!(!tree.exists());
+    body.extend(connection.body(item.nar.len() - PIECE).expect("the rest"));
+    assert!(body == item.nar);
+    assert_eq!(banned(&daemon), [] as [String; 0]);
+}
+
+#[test]
+fn our_own_damaged_copy_is_no_holder() {
+    let content = |seed| Tree::File(noise(100_000, seed));
+    let item = Item::new("damaged", content(1)).sign(&trusted_key());
+    let host = Host::new().holding(&[&item]);
+    let file = host.store_dir().join(item.info.path.basename());
+    std::fs::remove_file(&file).expect("the path");
+    content(2).write(&file);
+    let daemon = host.start();
+    assert_eq!(fetch(&daemon, &item).status, 404);
+    daemon.log.line(&["warn", "our own copy", "damaged"]);
+    let text = daemon.log.text();
+    assert_eq!(text.matches("our own copy").count(), 1, "{text}");
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub(super) struct Holders {
     resort: Resort,
     rounds: u32,
     lines: u32,
+    /// Our own store gave wrong bytes.
+    own_is_damaged: bool,
 }
 
 impl Holders {
@@ -62,6 +64,7 @@ impl Holders {
             resort: Resort::AskAgain,
             rounds: 0,
             lines: 0,
+            own_is_damaged: false,
         }
     }
 
@@ -97,6 +100,11 @@ impl Holders {
     /// Another try with one that was taken, after those at hand.
     pub(super) fn put_back(&mut self, holder: Holder) {
         self.found.holders.push_back(holder);
+    }
+
+    /// Our own store is not asked any more.
+    pub(super) fn own_is_damaged(&mut self) {
+        self.own_is_damaged = true;
     }
 
     /// Keeps one for later that cannot do what is wanted now.
@@ -215,6 +223,7 @@ impl Holders {
         let (hash, nar_hash) = (self.info().path.hash(), Some(self.info().nar_hash));
         let again = match self.finder.ask(hash, nar_hash, &self.tried).await {
             Ok(found) => Some(found),
+            Err(_) if self.own_is_damaged => None,
             Err(_) => self.finder.own(hash, nar_hash).await,
         };
         self.add(again);

@@ -390,6 +390,7 @@ impl NarStream {
         match peers[..] {
             // Our own store: nobody else had a part in it.
             [] => {
+                self.holders.own_is_damaged();
                 log::warn!(hash:% = path, reason = "wrong-bytes"; "our own copy of {path} is damaged")
             }
             // What one peer alone sent has not the hash that a trusted key signed: that is proof.
