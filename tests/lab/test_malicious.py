@@ -1,5 +1,6 @@
 """Promise 2 with real Nix: a build succeeds, with the right bytes, whatever a hostile holder does."""
 
+import json
 import shutil
 import threading
 import time
@@ -51,6 +52,9 @@ CACHE = "/root/other-cache"
 # holder has if there is no other one, and what the rest takes when all of them run at once.
 ALONE, BESIDE = 26, 16
 
+# A pull that is not over by then is ended.
+LONGEST = 40
+
 
 @dataclass
 class Pull:
@@ -74,6 +78,7 @@ class Malicious(LabCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.honest, cls.asker, cls.crowd = cls.lab.hosts
+        cls.trapped = []
         cls.paths = cls._build()
         cls.machines = {name: cls._machine(number, name) for number, name in enumerate(BEHAVIOURS)}
         for path in cls.paths.values():
@@ -81,18 +86,26 @@ class Malicious(LabCase):
         shutil.copytree(cls.honest.path(CACHE), cls.asker.path(CACHE))
         local = f"http://{cls.honest.address}:12304/local"
         with hostile.Hostile(cls.crowd, list(cls.machines.values())):
-            for host in (cls.honest, cls.asker):
-                host.peerix.reset()
+            cls._meet_the_crowd()
+            cls.honest.run("systemctl start peerix.socket")
+            http.get(cls.asker, "/local/nix-cache-info", cls.honest.address)
             cls.beside, cls.asked_beside = cls._pull_all(
                 lambda path: f"{GATEWAY} {local}" if path.nar_size > VERIFIED_FIRST else GATEWAY)
-            cls.status_beside = http.get(cls.asker, "/status").body.decode()
+            cls.status_beside = json.loads(http.get(cls.asker, "/status").body)
             cls.verified_beside = cls._verify_all()
-            cls.honest.run("systemctl stop peerix.socket peerix.service")
-            cls.asker.run(["nix-store", "--delete", *[path.path for path in cls.paths.values()]])
-            cls.asker.run("rm -rf /root/.cache/nix")
-            cls.asker.peerix.reset()
-            cls.alone, cls.asked_alone = cls._pull_all(lambda path: f"{GATEWAY} file://{CACHE}")
+            cls.forget(cls, cls.asker, cls.paths.values())
+            cls._meet_the_crowd()
+            cls.alone, cls.asked_alone = cls._pull_all(lambda path: f"{GATEWAY} file://{CACHE}?priority=50")
             cls.verified_alone = cls._verify_all()
+
+    @classmethod
+    def _meet_the_crowd(cls):
+        """Nix and its gateway hear of all paths while only the hostile machines are there, so that they are asked first."""
+        cls.honest.run("systemctl stop peerix.socket peerix.service")
+        cls.asker.peerix.reset()
+        cls.asker.run(["nix-store", "-r", "--dry-run", *[path.path for path in cls.paths.values()]])
+        for machine in cls.machines.values():
+            machine.asked.clear()
 
     def setUp(self):
         """Everything has happened; the hosts stay as they are."""
@@ -118,25 +131,24 @@ class Malicious(LabCase):
         path = cls.paths[name]
         narinfo = http.get(cls.asker, f"/local/{path.hash}.narinfo", cls.honest.address).body
         nar = http.get(cls.asker, f"/nar/{path.nar}", cls.honest.address).body
-        return hostile.Machine(f"192.168.77.{100 + number}", path, narinfo, nar, BEHAVIOURS[name][0])
+        return hostile.Machine(hostile.address(number), path, narinfo, nar, BEHAVIOURS[name][0])
 
     @classmethod
     def _pull_all(cls, substituters):
         """Pull each path by a Nix of its own, all at once: how each went, and whom they asked for NARs."""
         pulls = {}
-        for machine in cls.machines.values():
-            machine.asked.clear()
 
         def pull(name, path):
             began = time.monotonic()
-            done = cls.asker.run(["nix-store", "-r", path.path, "--option", "substituters", substituters(path)],
-                                 check=False, bound=240)
+            done = cls.asker.run(["timeout", str(LONGEST), "nix-store", "-r", path.path,
+                                  "--option", "substituters", substituters(path)], check=False)
             pulls[name] = Pull(done.returncode, done.stderr[-2000:], time.monotonic() - began)
         threads = [threading.Thread(target=pull, args=item) for item in cls.paths.items()]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        cls.trapped += [a for machine in cls.machines.values() for a in machine.asked if a == hostile.TRAP]
         asked = {name for name, machine in cls.machines.items() if any(a.endswith(".nar") for a in machine.asked)}
         return pulls, asked
 
@@ -145,6 +157,18 @@ class Malicious(LabCase):
         """The paths whose contents are what their hashes say."""
         return {name for name, path in cls.paths.items()
                 if cls.asker.run(["nix-store", "--verify-path", path.path], check=False).returncode == 0}
+
+    def test_who_sent_wrong_bytes_is_banned_and_nobody_else(self):
+        """By address, in /status."""
+        liars = {self.machines[name].address for name in BEHAVIOURS if name.startswith("corrupt")}
+        banned = {ban["peer"].removesuffix(":12304") for ban in self.status_beside["banned"]}
+        self.assertEqual(banned, liars)
+        self.assertGreaterEqual(self.status_beside["fetched"]["corrupt"], len(liars))
+
+    def test_no_redirect_was_followed(self):
+        """Neither of a NAR beside the honest holder nor of one alone."""
+        self.assertIn("redirect", self.asked_beside & self.asked_alone)
+        self.assertEqual(self.trapped, [])
 
     def check(self, name, pulls, asked, verified, bound):
         """One pull."""

@@ -18,6 +18,15 @@ from . import wire
 PORT = 12304
 
 
+def address(number):
+    """That of the machine of this number, from 0."""
+    return f"192.168.77.{100 + number}"
+
+
+# Where its redirects point: a machine of its own, which sees who follows one, by this path.
+TRAP = "/trap.nar"
+
+
 @dataclass(frozen=True)
 class Request:
     """A request for a NAR: the socket to answer on, the right NAR, and the first byte asked for."""
@@ -248,7 +257,7 @@ def busy(request):
 
 def redirect(request):
     """It sends the asker elsewhere."""
-    request.head(0, "302 Found", "Location: http://192.168.77.254:12304/trap.nar")
+    request.head(0, "302 Found", f"Location: http://{address(0)}:{PORT}{TRAP}")
     return True
 
 
