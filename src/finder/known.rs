@@ -70,25 +70,34 @@ pub struct Found {
     pub holders: VecDeque<Holder>,
 }
 
-/// Nix has a part of a NAR that was wrong. It asks for the rest a third of a second later, and
-/// whatever it gets cannot mend what it has.
-const TAINTED_FOR: Duration = Duration::from_secs(30);
+/// Nix has a part of a NAR that cannot be completed. It asks for the rest a third of a second
+/// later.
+const HOPELESS_FOR: Duration = Duration::from_secs(30);
 
-/// Wrong NARs that are remembered for so short a time.
-const MOST_TAINTED: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+/// Such NARs that are remembered.
+const MOST_HOPELESS: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+
+/// Why Nix had better ask its next substituter for the rest of a NAR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hopeless {
+    /// What it has is wrong, and whatever it gets cannot mend that.
+    Wrong,
+    /// The only holder has gone silent, and would do so again.
+    Silent,
+}
 
 /// The memory of finds, bounded in size and age.
 #[derive(Debug)]
 pub struct Known {
     finds: Mutex<LruCache<StorePathHash, (Instant, Found)>>,
-    tainted: Mutex<LruCache<(StorePathHash, NarHash), Instant>>,
+    hopeless: Mutex<LruCache<(StorePathHash, NarHash), (Instant, Hopeless)>>,
 }
 
 impl Default for Known {
     fn default() -> Self {
         Self {
             finds: Mutex::new(LruCache::new(CAPACITY)),
-            tainted: Mutex::new(LruCache::new(MOST_TAINTED)),
+            hopeless: Mutex::new(LruCache::new(MOST_HOPELESS)),
         }
     }
 }
@@ -126,17 +135,22 @@ impl Known {
         self.lock().pop(&hash);
     }
 
-    /// Nix has got wrong bytes of this NAR at `now`.
-    pub fn taint(&self, now: Instant, hash: StorePathHash, nar_hash: NarHash) {
-        let mut tainted = self.tainted.lock().unwrap_or_else(PoisonError::into_inner);
-        tainted.put((hash, nar_hash), now);
+    /// Nix has got a part of this NAR, and is to get no more of it for a while.
+    pub fn give_up(&self, now: Instant, hash: StorePathHash, nar_hash: NarHash, why: Hopeless) {
+        let mut hopeless = self.hopeless.lock().unwrap_or_else(PoisonError::into_inner);
+        hopeless.put((hash, nar_hash), (now, why));
     }
 
-    /// Whether Nix, which asks for the rest of this NAR, has wrong bytes of it.
-    pub fn is_tainted(&self, now: Instant, hash: StorePathHash, nar_hash: NarHash) -> bool {
-        let mut tainted = self.tainted.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = tainted.get(&(hash, nar_hash));
-        since.is_some_and(|since| now.duration_since(*since) < TAINTED_FOR)
+    /// Why the rest of this NAR is not given at `now`.
+    pub fn hopeless(
+        &self,
+        now: Instant,
+        hash: StorePathHash,
+        nar_hash: NarHash,
+    ) -> Option<Hopeless> {
+        let mut hopeless = self.hopeless.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, why) = hopeless.get(&(hash, nar_hash))?;
+        (now.duration_since(*since) < HOPELESS_FOR).then_some(*why)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<StorePathHash, (Instant, Found)>> {

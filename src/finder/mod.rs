@@ -172,10 +172,10 @@ impl Finder {
         }
     }
 
-    /// Whether Nix was given wrong bytes of this NAR a moment ago.
-    pub fn is_tainted(&self, hash: StorePathHash, nar_hash: NarHash) -> bool {
+    /// Whether Nix, which asks for the rest of this NAR, had better ask somebody else.
+    pub fn is_hopeless(&self, hash: StorePathHash, nar_hash: NarHash) -> bool {
         let known = &self.0.memory.known;
-        known.is_tainted(Instant::now(), hash, nar_hash)
+        known.hopeless(Instant::now(), hash, nar_hash).is_some()
     }
 
     /// Whether a peer that answered lately has said nothing `since` the lookup began. Nix was

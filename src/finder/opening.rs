@@ -34,8 +34,10 @@ pub(super) enum HolderError {
     Silent { after: Duration },
     #[error("its bytes have no end")]
     NoEnd,
+    #[error("others are quicker")]
+    Overtaken,
     #[error("below the least rate for {} ms", after.as_millis())]
-    Slow { after: Duration },
+    Slow { after: Duration, alone: bool },
     #[error("it knows no ranges")]
     WithoutRanges,
     #[error("its bytes are not those that it gives the digest of")]
@@ -58,7 +60,7 @@ impl HolderError {
             Self::Unproven => "unproven",
             Self::Stalled { .. } | Self::Silent { .. } => "stalled",
             Self::NoEnd => "wrong-length",
-            Self::Slow { .. } => "slow",
+            Self::Slow { .. } | Self::Overtaken => "slow",
             Self::WithoutRanges => "without-ranges",
             Self::Contradiction => "contradiction",
             Self::Own(_) | Self::OwnStore(_) | Self::NotOurs => "own-store",
@@ -69,7 +71,9 @@ impl HolderError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Peer(error) | Self::Refused(Refused::Peer(error)) => error.may_pass(),
-            Self::Stalled { .. } | Self::Slow { .. } | Self::WithoutRanges => true,
+            Self::Stalled { .. } | Self::Overtaken | Self::WithoutRanges => true,
+            // One that was slow beside others may be the only one that is left.
+            Self::Slow { alone, .. } => !alone,
             Self::Refused(Refused::Rejected { .. }) | Self::OtherNar | Self::Unproven => false,
             Self::Silent { .. } | Self::NoEnd | Self::Contradiction => false,
             Self::Own(_) | Self::OwnStore(_) | Self::NotOurs => false,

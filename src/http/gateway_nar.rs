@@ -22,9 +22,9 @@ pub(super) async fn answer<B>(
     request: &Request<B>,
 ) -> Result<Answer, Refusal> {
     let finder = service.finder().ok_or(Refusal::NotFound)?;
-    // Nix wants the rest of a NAR whose beginning is wrong: 404 sends it to its next substituter.
+    // Nix wants the rest of a NAR that cannot be had: 404 sends it to its next substituter.
     let resumes = request.headers().contains_key(RANGE);
-    if resumes && nar_hash.is_some_and(|nar_hash| finder.is_tainted(hash, nar_hash)) {
+    if resumes && nar_hash.is_some_and(|nar_hash| finder.is_hopeless(hash, nar_hash)) {
         return Err(Refusal::NotFound);
     }
     let found = finder.nar(hash, nar_hash).await.ok_or(Refusal::NotFound)?;

@@ -15,6 +15,7 @@ use super::StreamError;
 use crate::{
     finder::{
         Finder, Found, Holder,
+        known::Hopeless,
         opening::{Body, HolderError},
     },
     format::PathInfo,
@@ -134,6 +135,11 @@ impl Holders {
         }
         if peer.is_some() {
             memory.counters.refused(error.kind());
+        }
+        if matches!(error, HolderError::Silent { .. }) {
+            let nar_hash = self.info().nar_hash;
+            let known = &self.finder.memory().known;
+            known.give_up(Instant::now(), hash, nar_hash, Hopeless::Silent);
         }
         self.lines += 1;
         let level = if blamed && self.lines <= MOST_LINES {

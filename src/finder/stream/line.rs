@@ -118,7 +118,8 @@ impl Line {
                 match slow {
                     // The piece that was so slow is fetched again: it is a small one.
                     Some(after) if after == SLOW_WINDOW || holders.at_hand() > 0 => {
-                        HolderError::Slow { after }
+                        let alone = holders.at_hand() == 0;
+                        HolderError::Slow { after, alone }
                     }
                     _ => {
                         self.left.start += piece.len() as u64;

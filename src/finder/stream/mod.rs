@@ -26,6 +26,7 @@ use super::{
     acceptance::Proof,
     budget::{Loan, STREAM_BYTES, Slot},
     inquiry::{Evidence, Examination, Mark},
+    known::Hopeless,
 };
 use crate::{
     format::{NarHash, StorePathHash},
@@ -413,7 +414,8 @@ impl NarStream {
         if self.passed_on {
             let known = &finder.memory().known;
             known.forget(path);
-            known.taint(Instant::now(), path, found.info.nar_hash);
+            let nar_hash = found.info.nar_hash;
+            known.give_up(Instant::now(), path, nar_hash, Hopeless::Wrong);
             return Err(StreamError::Corrupt {
                 hash: path,
                 expected: found.info.nar_hash,

@@ -33,7 +33,7 @@ use super::{
     testimony::{SourceId, Verdict, Vote},
 };
 use crate::{
-    finder::{Finder, Holder, budget::Loan, inquiry::Truth, opening::HolderError},
+    finder::{Finder, Holder, budget::Loan, inquiry::Truth, known::Hopeless, opening::HolderError},
     format::PathInfo,
     peer::PieceDigests,
     protocol::pieces::{self, PIECE_BYTES, PieceDigest},
@@ -120,7 +120,9 @@ impl Window {
             truth: None,
             careful: {
                 let info = holders.info();
-                holders.finder().is_tainted(info.path.hash(), info.nar_hash)
+                let known = &holders.finder().memory().known;
+                let why = known.hopeless(Instant::now(), info.path.hash(), info.nar_hash);
+                why == Some(Hopeless::Wrong)
             },
             trial: None,
             tried: Vec::new(),
@@ -344,8 +346,7 @@ impl Window {
                 self.sources.end(source);
                 self.ends(source, piece);
                 if self.sources.lost_race(source) {
-                    let after = self.finder.limits().stall;
-                    self.lose(source, &HolderError::Slow { after }, holders);
+                    self.lose(source, &HolderError::Overtaken, holders);
                 }
             }
             Event::Digests(source, Some((digests, rest))) => {
