@@ -17,6 +17,7 @@ network, and all of it dies with the process that made it (see `sandbox`).
 | `http` | a small HTTP client whose sockets live in a host's network |
 | `prober` | asking again and again while something else happens |
 | `hostile` | a peer that lies, breaks off, floods or says nothing |
+| `faults` | what befalls a host in mid-NAR, and the schedule of it |
 | `waiting` | waiting for an event, with a bound |
 | `documents` | the commands of README.md and docs/ |
 | `case` | what a test class inherits |
