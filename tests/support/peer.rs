@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::item::Item;
@@ -82,14 +82,24 @@ impl Peer {
         )
     }
 
-    /// An honest peer with this path that takes its time to answer datagrams, so that the
-    /// others are taken first.
-    pub(crate) fn honest_after(delay: Duration, item: &Item) -> Self {
+    /// An honest peer with this path that answers the first request `delay` after `other` was
+    /// asked over HTTP, or four times that if it is not: so that it is the second.
+    pub(crate) fn honest_behind(other: &Self, delay: Duration, item: &Item) -> Self {
         let items = [item.clone()];
         let held = item.hash();
+        let other = Arc::clone(&other.shared);
+        let is_first = AtomicBool::new(true);
         Self::new(
             move |datagram, port| {
-                std::thread::sleep(delay);
+                if datagram[0] == 0 && is_first.swap(false, SeqCst) {
+                    let began = Instant::now();
+                    while other.asked.lock().expect("requests").is_empty()
+                        && began.elapsed() < 3 * delay
+                    {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    std::thread::sleep(delay);
+                }
                 has(datagram, port, |hash| hash == held)
             },
             move |asked, stream| serve_honestly(&items, asked, stream),
