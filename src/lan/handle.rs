@@ -111,7 +111,8 @@ impl LanHandle {
         count.add();
         let packet = question.inner.answer(held, self.shared.http_port);
         let socket = self.shared.sockets.get(question.socket);
-        self.shared.send(socket, question.inner.from, &packet);
+        self.shared
+            .answer_through(socket, question.inner.from, &packet);
     }
 
     /// Takes over new settings; sockets stay as they are.
@@ -269,7 +270,7 @@ impl Shared {
                 }
                 Action::Reply { to, packet } => {
                     let socket = incoming.and_then(|(socket, _)| self.sockets.get(socket));
-                    self.send(socket, to, &packet);
+                    self.answer_through(socket, to, &packet);
                 }
                 Action::Question(inner) => {
                     let sent = incoming.is_some_and(|(socket, questions)| {
@@ -289,6 +290,15 @@ impl Shared {
             }
         }
         state.actions = actions;
+    }
+
+    /// As [`Self::send`], if there is room beside our own questions.
+    fn answer_through(&self, socket: Option<&Socket>, to: SocketAddr, packet: &Packet) {
+        if socket.is_some_and(|socket| !socket.has_room_for_answers()) {
+            self.io.send_full.add();
+        } else {
+            self.send(socket, to, packet);
+        }
     }
 
     fn send(&self, socket: Option<&Socket>, to: SocketAddr, packet: &Packet) {

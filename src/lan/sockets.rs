@@ -18,6 +18,8 @@ use crate::protocol::{Network, canonical};
 #[derive(Debug)]
 pub(super) struct Socket {
     socket: UdpSocket,
+    /// In bytes, as the kernel counts them.
+    send_buffer: usize,
     local: SocketAddr,
     is_ipv6: bool,
     speaks_ipv4: bool,
@@ -40,8 +42,10 @@ impl Socket {
             }
             IpAddr::V6(_) => local.is_ipv4(),
         };
+        let send_buffer = SockRef::from(&socket).send_buffer_size().map_err(inspect)?;
         Ok(Self {
             socket,
+            send_buffer,
             local,
             is_ipv6,
             speaks_ipv4,
@@ -72,6 +76,22 @@ impl Socket {
     /// One datagram, if there is one; longer ones are cut to the buffer.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         self.socket.try_recv_from(buffer)
+    }
+
+    /// Whether there is room for an answer to a stranger. What is sent to a machine that does not
+    /// exist stays in the socket until the system gives up looking for it, seconds later, and
+    /// anybody can ask in the name of such machines: half of the room is kept for our questions.
+    pub(super) fn has_room_for_answers(&self) -> bool {
+        let mut unsent: libc::c_int = 0;
+        let descriptor = self.socket.as_raw_fd();
+        #[expect(
+            unsafe_code,
+            reason = "no crate we use wraps SIOCOUTQ, see socket(7) and udp(7)"
+        )]
+        // SAFETY: the descriptor is open as long as `self`, and the request writes one int.
+        let asked = unsafe { libc::ioctl(descriptor, libc::TIOCOUTQ, &raw mut unsent) };
+        // A kernel that does not say is trusted to refuse when it is full.
+        asked != 0 || usize::try_from(unsent).is_ok_and(|unsent| unsent < self.send_buffer / 2)
     }
 
     /// Sends now or not at all. The socket is asked itself, as its readiness is not known

@@ -13,6 +13,7 @@ mod counters;
 mod incoming;
 mod limits;
 mod lookups;
+mod peer_info;
 mod peers;
 mod saved;
 mod slots;
@@ -24,7 +25,8 @@ use std::{
 
 pub use action::{Action, End, Origin, Outcome, Question};
 pub use counters::{Counters, Reject};
-pub use peers::{Kind, PeerInfo};
+pub use peer_info::PeerInfo;
+pub use peers::Kind;
 pub use saved::{Saved, SavedPeer};
 
 use super::wire::{About, Datagram, VERSION};
@@ -158,7 +160,7 @@ impl Discovery {
         self.peers.begin_burst();
         self.lookups.hold();
         let about = self.about();
-        self.ask(Datagram::Hello { id, about }, actions);
+        self.ask(now, Datagram::Hello { id, about }, actions);
     }
 
     /// Asks the LAN for `hash`. Candidates follow as actions, and one `Finished`, at once
@@ -180,7 +182,7 @@ impl Discovery {
             self.finish(id, outcome, actions);
             return Ok(());
         }
-        self.ask(Datagram::Request { id, hash }, actions);
+        self.ask(now, Datagram::Request { id, hash }, actions);
         let settles = self.window_ends.map_or(now, |at| at.max(now));
         let lookup = Lookup {
             hash,
@@ -235,7 +237,7 @@ impl Discovery {
     }
 
     fn reaches_anyone(&self) -> bool {
-        self.has_networks || self.peers.asked_directly().next().is_some()
+        self.has_networks || self.peers.has_others_configured()
     }
 
     fn refusal(&self) -> Option<End> {
@@ -248,12 +250,12 @@ impl Discovery {
         }
     }
 
-    fn ask(&self, datagram: Datagram, actions: &mut Vec<Action>) {
+    fn ask(&mut self, now: Instant, datagram: Datagram, actions: &mut Vec<Action>) {
         let packet = datagram.encode();
         if self.has_networks {
             actions.push(Action::Broadcast(packet));
         }
-        let direct = self.peers.asked_directly();
+        let direct = self.peers.ask_directly(now).into_iter();
         actions.extend(direct.map(|to| Action::Send { to, packet }));
     }
 

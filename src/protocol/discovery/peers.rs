@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     limits::NewPeerLimit,
+    peer_info::PeerInfo,
     saved::SavedPeer,
     slots::{MAX_PEERS, Slots},
 };
@@ -23,6 +24,9 @@ const SILENT_LOOKUPS: u8 = 4;
 /// So many lookups of a burst wait for a configured peer of which nothing is known: it may
 /// be an old one, which never says that it has nothing.
 const UNKNOWN_LOOKUPS: u8 = 16;
+
+/// From one question to a silent configured peer to the next.
+const SILENT_PAUSE: Duration = Duration::from_secs(1);
 
 /// For so long after an old peer was heard every lookup gives it its timeout.
 const OLD_PEER_MEMORY: Duration = Duration::from_secs(600);
@@ -63,33 +67,6 @@ impl Sign {
     }
 }
 
-/// One line of the table, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerInfo {
-    /// Where it is heard and asked, UDP.
-    pub address: SocketAddr,
-    /// Where it serves, if it said so.
-    pub http: Option<PeerAddr>,
-    /// How it speaks.
-    pub kind: Kind,
-    /// What it last said of itself: instance, version, generation.
-    pub about: Option<About>,
-    /// Whether it is named in the configuration.
-    pub is_static: bool,
-    /// Whether it has ever answered a random id of ours.
-    pub has_answered: bool,
-    /// Whether lookups wait for it at present.
-    pub is_waited_for: bool,
-    /// How long ago it was heard; `None` for a configured peer that never was.
-    pub heard: Option<Duration>,
-    /// Lookups in a row that waited for it in vain.
-    pub silent_lookups: u32,
-    /// Requests of ours it has answered with a path.
-    pub present: u64,
-    /// Requests of ours it has answered with no.
-    pub absent: u64,
-}
-
 #[derive(Debug)]
 struct Peer {
     address: SocketAddr,
@@ -103,6 +80,8 @@ struct Peer {
     has_answered: bool,
     heard: Option<Instant>,
     silent_lookups: u8,
+    /// When it was last asked directly.
+    asked: Option<Instant>,
     answered_hello: Option<u32>,
     http: Option<PeerAddr>,
     present: u64,
@@ -129,6 +108,10 @@ pub(super) struct Peers {
     new_peers: NewPeerLimit,
     /// When one of kind old was last heard.
     old_heard: Option<Instant>,
+    /// The same of old peers that have answered nothing yet: anybody can ask in the name of
+    /// one, so not many lookups of a burst pay for them.
+    unproven_heard: Option<Instant>,
+    unproven_lookups: u8,
     /// When somebody answered a random id and found no place.
     crowded: Option<Instant>,
 }
@@ -154,6 +137,7 @@ impl Peers {
     /// old, they do not answer a hello.
     pub(super) fn begin_burst(&mut self) {
         self.waited = Slots::default();
+        self.unproven_lookups = 0;
         for peer in &mut self.slots {
             peer.is_myself = false;
             peer.is_doubled = false;
@@ -177,8 +161,11 @@ impl Peers {
         let peer = &mut self.slots[slot];
         let was_old = peer.kind == Kind::Old;
         peer.heard = Some(now);
-        peer.silent_lookups = 0;
         peer.has_answered |= sign.answers();
+        // Anybody can send the other signs in its name.
+        if matches!(sign, Sign::Response | Sign::Absent) {
+            peer.silent_lookups = 0;
+        }
         match sign {
             Sign::Request | Sign::Response if peer.kind == Kind::Unknown => peer.kind = Kind::Old,
             Sign::Request | Sign::Response => {}
@@ -189,7 +176,8 @@ impl Peers {
             }
         }
         match peer.kind {
-            Kind::Old => self.old_heard = Some(now),
+            Kind::Old if peer.has_answered => self.old_heard = Some(now),
+            Kind::Old => self.unproven_heard = Some(now),
             Kind::New if was_old => self.recall_old(),
             _ => {}
         }
@@ -232,6 +220,7 @@ impl Peers {
 
     /// Notes that a lookup ended at its deadline, having heard those in `answered`.
     pub(super) fn note_silence(&mut self, answered: &Slots) {
+        self.unproven_lookups = self.unproven_lookups.saturating_add(1);
         let silent: Vec<usize> = self.waited.without(answered).collect();
         for slot in silent {
             self.add_silence(slot);
@@ -258,15 +247,34 @@ impl Peers {
 
     /// Whether somebody may hold a path that is not waited for: lookups then take their time.
     pub(super) fn may_miss_someone(&self, now: Instant) -> bool {
-        self.old_heard.is_some_and(|at| now < at + OLD_PEER_MEMORY)
+        let lately = |heard: Option<Instant>| heard.is_some_and(|at| now < at + OLD_PEER_MEMORY);
+        lately(self.old_heard)
+            || lately(self.unproven_heard) && self.unproven_lookups < UNKNOWN_LOOKUPS
             || self.crowded.is_some_and(|at| now < at + CROWD_MEMORY)
             || self.static_peers().any(Peer::keeps_window)
     }
 
-    /// Configured peers to ask directly, while broadcast is known to reach the others.
-    pub(super) fn asked_directly(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        let asked = |peer: &&Peer| !peer.is_myself && !peer.is_doubled;
-        self.static_peers().filter(asked).map(|peer| peer.address)
+    /// Configured peers that are to be asked directly at `now`. Who is silent is asked once a
+    /// second: what is sent to a machine that is off takes room in our socket until the system
+    /// gives up looking for it, seconds later, and the others are not asked for want of it.
+    pub(super) fn ask_directly(&mut self, now: Instant) -> Vec<SocketAddr> {
+        let mut asked = Vec::new();
+        for &slot in &self.statics {
+            let peer = &mut self.slots[slot];
+            let silent = peer.silent_lookups >= SILENT_LOOKUPS;
+            let waits = silent && peer.asked.is_some_and(|at| now < at + SILENT_PAUSE);
+            if !(waits || peer.is_myself || peer.is_doubled) {
+                peer.asked = Some(now);
+                asked.push(peer.address);
+            }
+        }
+        asked
+    }
+
+    /// Whether there is a configured peer that is another machine.
+    pub(super) fn has_others_configured(&self) -> bool {
+        let other = |peer: &Peer| !peer.is_myself && !peer.is_doubled;
+        self.static_peers().any(other)
     }
 
     /// Whether `address` is configured.
@@ -354,6 +362,7 @@ impl Peers {
             has_answered: false,
             heard: None,
             silent_lookups: 0,
+            asked: None,
             answered_hello: None,
             http: None,
             present: 0,
@@ -392,7 +401,9 @@ impl Peers {
 
     fn recall_old(&mut self) {
         let old = self.slots.iter().filter(|peer| peer.kind == Kind::Old);
-        self.old_heard = old.filter_map(|peer| peer.heard).max();
+        let (proven, unproven): (Vec<&Peer>, Vec<&Peer>) = old.partition(|peer| peer.has_answered);
+        self.old_heard = proven.iter().filter_map(|peer| peer.heard).max();
+        self.unproven_heard = unproven.iter().filter_map(|peer| peer.heard).max();
     }
 }
 
