@@ -1054,3 +1054,53 @@ fn one_path_is_hashed_at_a_time_a_few_wait_and_more_are_told_to_come_back() {
     );
     daemon.assert_well();
 }
+
+#[test]
+fn nobody_fetches_a_path_in_parts_without_a_line() {
+    let (item, other) = (
+        Item::signed("parted", 1 << 20),
+        Item::signed("other", 1 << 20),
+    );
+    let host = Host::new().holding(&[&item, &other]);
+    let daemon = host.start();
+    let size = item.nar.len();
+    let part = |item: &Item, from: usize, to: usize| {
+        let range = format!("Range: bytes={from}-{}", to - 1);
+        let path = format!("/nar/{}", item.nar_name());
+        assert_eq!(
+            request(daemon.address(), "GET", &path, &[&range]).status,
+            206
+        );
+    };
+    let lines = |words: &str| daemon.log.text().matches(words).count();
+    let of_item = format!("served a part of {}", item.path());
+    part(&item, 0, 1_000);
+    daemon.log.line(&[&of_item, ": 1000 bytes"]);
+    // The last bytes alone are not the NAR.
+    part(&item, size - 10, size);
+    for at in 1..10 {
+        part(&item, at * 1_000, (at + 1) * 1_000);
+    }
+    part(&other, 5, 6);
+    daemon
+        .log
+        .line(&["served a part of", &other.path(), ": 1 bytes"]);
+    assert_eq!(lines(&of_item), 1, "{}", daemon.log.text());
+    part(&item, 10_000, size - 10);
+    daemon.log.line(&[
+        "served all parts of",
+        &item.path(),
+        &format!(": {size} bytes"),
+    ]);
+    // One that goes away early has got a part too.
+    let (_, mut cut) = begin(daemon.address(), &item);
+    cut.body(1_000).expect("some bytes");
+    drop(cut);
+    eventually("the line", || (lines(&of_item) == 2).then_some(()));
+    assert_eq!(lines(&format!("served {}", item.path())), 0);
+    assert!(daemon.get(&format!("/nar/{}", item.nar_name())).complete);
+    daemon.log.line(&[
+        &format!("served {} ", item.path()),
+        &format!(": {size} bytes"),
+    ]);
+}

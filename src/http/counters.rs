@@ -10,7 +10,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::served::Lines;
+use super::{parts::Parts, served::Lines};
 
 /// Running totals since the start.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub struct Counters {
     answers: Mutex<BTreeMap<(&'static str, u16), u64>>,
     /// Lines left in the journal for what peers fetch.
     pub(super) lines: Lines,
+    /// What peers fetch in parts.
+    pub(super) parts: Parts,
 }
 
 /// The totals at one moment.

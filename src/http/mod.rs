@@ -24,6 +24,7 @@ mod local_nar;
 mod local_narinfo;
 mod local_pieces;
 mod metrics;
+mod parts;
 mod places;
 pub mod range;
 pub mod route;

@@ -1,4 +1,5 @@
-//! The account of one NAR given to a peer: counters, and one line in the journal when it ends.
+//! The account of one NAR given to a peer, or of a part of it: counters, and a line in the journal
+//! when it ends.
 
 use std::{
     net::SocketAddr,
@@ -9,13 +10,13 @@ use std::{
 
 use log::Level;
 
-use super::counters::Counters;
+use super::{counters::Counters, parts::Part};
 use crate::{
     format::{PathInfo, StoreDir},
     system::journal::chain,
 };
 
-/// Writes its line when dropped, complete or not.
+/// Accounts for what was sent when dropped, complete or not.
 pub(super) struct Served {
     counters: Arc<Counters>,
     peer: SocketAddr,
@@ -71,23 +72,51 @@ impl Drop for Served {
             return;
         }
         let complete = self.sent == self.range.end - self.range.start;
-        let ends_nar = self.range.end == self.info.nar_size;
-        if complete && ends_nar {
+        if complete && self.range.end == self.info.nar_size {
             self.counters.served();
         }
-        let elapsed = self.started.elapsed();
-        let path = self.path.as_str();
-        // A stranger can ask for parts all day; what counts is a NAR that arrived.
-        let level = if complete && ends_nar {
-            self.counters.lines.level(self.started)
+        if complete && self.range == (0..self.info.nar_size) {
+            let level = self.counters.lines.level(self.started);
+            self.tell(level, ("", ""), self.sent, self.started);
         } else {
-            Level::Debug
-        };
+            self.account_for_part();
+        }
+    }
+}
+
+impl Served {
+    /// A stranger can ask for parts all day, and must not get a path unseen by asking for parts.
+    fn account_for_part(&self) {
+        let pair = (self.peer.ip(), self.info.path.hash());
+        let (parts, lines) = (&self.counters.parts, &self.counters.lines);
+        let first = ("a part of ", "; further parts are not told");
+        if self.sent == 0 {
+            return self.tell(Level::Debug, first, 0, self.started);
+        }
+        let when = (self.started, Instant::now());
+        match parts.add(pair, when, self.sent, self.info.nar_size) {
+            Part::First => {
+                let level = lines.level(self.started);
+                if level != Level::Info {
+                    parts.forget(pair);
+                }
+                self.tell(level, first, self.sent, self.started);
+            }
+            Part::Whole { bytes, since } => {
+                let level = lines.level(self.started);
+                self.tell(level, ("all parts of ", ""), bytes, since);
+            }
+            Part::Further => self.tell(Level::Debug, ("a part of ", ""), self.sent, self.started),
+        }
+    }
+
+    fn tell(&self, level: Level, (what, more): (&str, &str), bytes: u64, since: Instant) {
+        let elapsed = since.elapsed();
+        let path = self.path.as_str();
         log::log!(
-            level, hash:% = self.info.path.hash(), store_path = path, peer:% = self.peer.ip(), bytes = self.sent,
+            level, hash:% = self.info.path.hash(), store_path = path, peer:% = self.peer.ip(), bytes = bytes,
             duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-            "{} {path} to {}: {} bytes in {} ms",
-            if complete { "served" } else { "served a part of" }, self.peer, self.sent, elapsed.as_millis()
+            "served {what}{path} to {}: {bytes} bytes in {} ms{more}", self.peer, elapsed.as_millis()
         );
     }
 }
