@@ -16,7 +16,7 @@ pub const STREAM_BYTES: u64 = 512 << 10;
 
 /// Nix has 25 connections; a further stream of this machine waits this long for a slot before
 /// Nix is sent to its next substituter.
-const LOOPBACK_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const LOOPBACK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Slots that are not lent, nor given to the LAN, because Nix has so many connections.
 const KEPT_FOR_NIX: usize = 25;
@@ -133,8 +133,8 @@ impl Budget {
         })
     }
 
-    /// The same, for a stream that cannot do without and waits for it.
-    pub(super) async fn lend_soon(&self, bytes: u64) -> Option<Loan> {
+    /// The same, for a stream that waits for it; other streams use the link meanwhile.
+    pub(super) async fn lend_within(&self, patience: Duration, bytes: u64) -> Option<Loan> {
         let loan = async {
             loop {
                 let mut freed = std::pin::pin!(self.0.freed.notified());
@@ -145,7 +145,7 @@ impl Budget {
                 freed.await;
             }
         };
-        tokio::time::timeout(LOOPBACK_PATIENCE, loan).await.ok()
+        tokio::time::timeout(patience, loan).await.ok()
     }
 
     fn used(&self) -> MutexGuard<'_, Used> {

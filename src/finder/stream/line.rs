@@ -78,16 +78,6 @@ impl Line {
         }
     }
 
-    pub(super) fn holder(&self) -> Option<&Holder> {
-        self.current.as_ref().map(|(holder, _)| holder)
-    }
-
-    /// Finds a holder for what is left.
-    pub(super) async fn connect(&mut self, holders: &mut Holders) -> Result<(), StreamError> {
-        self.current = Some(holders.open(self.left.clone()).await?);
-        Ok(())
-    }
-
     /// One piece more, or the news that a holder was lost, or the end.
     pub(super) async fn step(&mut self, holders: &mut Holders) -> Result<Step, StreamError> {
         if self.left.is_empty() {
@@ -102,7 +92,7 @@ impl Line {
             stall_alone
         };
         let Some((holder, body)) = &mut self.current else {
-            self.connect(holders).await?;
+            self.current = Some(holders.open(self.left.clone()).await?);
             return Ok(Step::Nothing);
         };
         let asked = Instant::now();

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Finder, Found, Holder,
     acceptance::Proof,
-    budget::{Loan, STREAM_BYTES, Slot},
+    budget::{LOOPBACK_PATIENCE, Loan, STREAM_BYTES, Slot},
     inquiry::{Evidence, Examination, Mark},
     known::Hopeless,
 };
@@ -50,6 +50,10 @@ const HELD_IN_SLOT_BYTES: u64 = STREAM_BYTES / 2;
 
 /// Pieces in memory at once, as many as there are holders at work, or the least that is of use.
 const PIECES_AT_ONCE: [u64; 3] = [4, 3, 2];
+
+/// How long a stream waits for the memory to check its NAR first: many at once take turns, and
+/// the link is busy all the time.
+const LOAN_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// How long a second holder of a large NAR is looked for.
 const SECOND_HOLDER_WITHIN: Duration = Duration::from_millis(60);
@@ -152,11 +156,12 @@ impl NarStream {
         let must_hold = whole && matches!(found.proof, Proof::FlatFile(_));
         let (mut hold_all, mut loan) = (whole && size <= HELD_IN_SLOT_BYTES, None);
         if !hold_all && whole && size <= CHECKED_FIRST_BYTES {
-            loan = if must_hold {
-                slot.budget().lend_soon(size).await
+            let patience = if must_hold {
+                LOOPBACK_PATIENCE
             } else {
-                slot.budget().lend(size)
+                LOAN_WITHIN
             };
+            loan = slot.budget().lend_within(patience, size).await;
             hold_all = loan.is_some();
         }
         if must_hold && !hold_all {
@@ -184,14 +189,9 @@ impl NarStream {
         if (CHECKED_FIRST_BYTES..=COMPARED_BYTES).contains(&size) && !hold_all {
             stream.widen().await;
         }
-        match &mut stream.source {
-            Source::Line(line) => line.connect(&mut stream.holders).await?,
-            // With the first piece there is a holder that gives it.
-            Source::Window(_) => {
-                while stream.held.is_empty() && !stream.verified {
-                    stream.advance().await?;
-                }
-            }
+        // With the first bytes there is a holder that gives them: until then a failure is a 404.
+        while stream.held.is_empty() && !stream.verified {
+            stream.advance().await?;
         }
         while stream.hold_all && !stream.verified {
             stream.advance().await?;
@@ -217,13 +217,9 @@ impl NarStream {
         }
     }
 
-    /// The holder that gave the first bytes, or is about to.
+    /// The holder that gave the first bytes.
     pub fn holder(&self) -> Option<&Holder> {
-        let current = match &self.source {
-            Source::Line(line) => line.holder(),
-            Source::Window(_) => None,
-        };
-        self.senders.first().or(current)
+        self.senders.first()
     }
 
     /// The next bytes; `None` after the last. After an error the stream is over.
