@@ -48,6 +48,10 @@ pub(super) async fn answer<B>(
         })?;
     let pieces: Pieces = Box::pin(stream::unfold(digests, |mut digests| async {
         let piece = digests.next().await?;
+        if piece.is_err() {
+            // Hyper discards what it has not written when a body fails, and writes when one waits.
+            tokio::task::yield_now().await;
+        }
         Some((piece.map_err(Cut::from), digests))
     }));
     *head.body_mut() = Body::nar(pieces, length);
