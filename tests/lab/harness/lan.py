@@ -81,6 +81,11 @@ class Lab:
             subprocess.run(["tc", "-n", host.name, "qdisc", "replace", "dev", "lan0", "root", "tbf",
                             "rate", rate, "burst", "64kb", "latency", "100ms"], check=True)
 
+    def slow_down_towards(self, host, rate):
+        """Let at most `rate` into the host, whoever sends it."""
+        subprocess.run(["tc", "qdisc", "replace", "dev", port_of(host), "root", "tbf",
+                        "rate", rate, "burst", "128kb", "latency", "50ms"], check=True)
+
     # What goes over it
 
     def bytes_from(self, host):
