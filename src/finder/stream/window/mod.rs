@@ -4,8 +4,8 @@
 //! Nothing here tries a failed holder again or looks for new ones: when too few are left, the
 //! window is at its end and the stream goes on from one holder after the other.
 //!
-//! Memory: so many pieces as were lent, and one more while holders differ; 32 bytes for each
-//! digest.
+//! Memory: so many pieces as were lent, and up to three more while holders differ; 32 bytes for
+//! each digest.
 
 mod fetching;
 mod judgement;
@@ -144,7 +144,13 @@ impl Window {
                 return Ok(Some(Step::End));
             }
             self.begin_work(holders);
-            match self.verdict() {
+            let verdict = self.verdict();
+            if verdict == Verdict::Wait {
+                self.waiting_since.get_or_insert_with(Instant::now);
+            } else if let Some(since) = self.waiting_since.take() {
+                self.waited += since.elapsed();
+            }
+            match verdict {
                 Verdict::Pass(digest) => {
                     self.pass(digest);
                     continue;
@@ -154,10 +160,7 @@ impl Window {
                         return Err(self.disputed());
                     }
                 }
-                Verdict::Wait => {
-                    self.waiting_since.get_or_insert_with(Instant::now);
-                }
-                Verdict::Ask | Verdict::Tie => {}
+                Verdict::Wait | Verdict::Ask | Verdict::Tie => {}
             }
             if self.work.is_empty() {
                 debug!(hash:% = self.info.path.hash(); "no holder at hand goes on");
@@ -290,8 +293,11 @@ impl Window {
         let since = self.waiting_since;
         let digests_by = since.map(|since| since + stall.saturating_sub(self.waited));
         let head = self.pieces.front().filter(|head| !head.has_copy());
+        let head = head.filter(|_| self.trial.is_none());
         let late = |source| self.late_at(head?, source);
+        // What was due by now has been done.
         let overtaking = self.sources.idle().filter_map(late);
+        let overtaking = overtaking.filter(|at| *at > Instant::now());
         overtaking.chain(digests_by).fold(wake, Instant::min)
     }
 
@@ -414,9 +420,6 @@ impl Window {
         let Some(head) = self.pieces.pop_front() else {
             return;
         };
-        if let Some(since) = self.waiting_since.take() {
-            self.waited += since.elapsed();
-        }
         head.abandon();
         let Some((source, mut bytes)) = head.take(digest) else {
             // Not possible: what is passed has bytes. Fetched anew, nothing is lost.
