@@ -757,7 +757,18 @@ fn an_answer_from_another_address() {
             |_, stream| peer::not_found(stream),
         )
     };
-    let honest = Peer::honest_behind(&hostile, LATER, item);
+    // Nobody is asked at the forged address, so the honest peer waits for a clock: less than the
+    // patience with all candidates.
+    let honest = {
+        let items = [item.clone()];
+        Peer::new(
+            |datagram, port| {
+                std::thread::sleep(LATER / 2);
+                peer::has_all(datagram, port)
+            },
+            move |asked, stream| peer::serve_honestly(&items, asked, stream),
+        )
+    };
     let host = Host::new()
         .with(PATIENT)
         .with(&Peer::setting(&[&hostile, &honest]));
