@@ -229,6 +229,9 @@ impl NarStream {
                 break;
             }
             if let Err(error) = self.advance().await {
+                if matches!(error, StreamError::Disputed { .. }) {
+                    self.give_up();
+                }
                 self.held.clear();
                 self.verified = true;
                 return Some(Err(error));
@@ -339,12 +342,16 @@ impl NarStream {
         let info = &found.info;
         if self.range == (0..info.nar_size) {
             let hash = NarHash::from_digest(std::mem::take(&mut self.hasher).finalize().into());
-            let whole = self
-                .hold_all
-                .then(|| self.held.iter().flatten().copied().collect::<Vec<u8>>());
+            // Only the content of a flat file is looked into; what is held is copied for nobody else.
+            let flat = self.hold_all && matches!(found.proof, Proof::FlatFile(_));
+            let whole = flat.then(|| Vec::from(std::mem::take(&mut self.held)).concat());
             if !found.proof.holds(&info.nar_hash, &hash, whole.as_deref()) {
                 return self.caught(hash);
             }
+            if let Some(whole) = whole {
+                self.held.push_back(whole.into());
+            }
+            let info = self.holders.info();
             for liar in self.proven_liars() {
                 self.holders.finder().convict(info, liar);
             }
@@ -408,10 +415,7 @@ impl NarStream {
             }
         }
         if self.passed_on {
-            let known = &finder.memory().known;
-            known.forget(path);
-            let nar_hash = found.info.nar_hash;
-            known.give_up(Instant::now(), path, nar_hash, Hopeless::Wrong);
+            self.give_up();
             return Err(StreamError::Corrupt {
                 hash: path,
                 expected: found.info.nar_hash,
@@ -420,6 +424,15 @@ impl NarStream {
         }
         self.begin_anew();
         Ok(())
+    }
+
+    /// Nix has bytes that nobody can complete to the right NAR: it had better ask elsewhere.
+    fn give_up(&self) {
+        let info = self.holders.info();
+        let (path, nar_hash) = (info.path.hash(), info.nar_hash);
+        let known = &self.holders.finder().memory().known;
+        known.forget(path);
+        known.give_up(Instant::now(), path, nar_hash, Hopeless::Wrong);
     }
 
     fn report(&self) {
