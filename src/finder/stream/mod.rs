@@ -341,7 +341,7 @@ impl NarStream {
         let found = self.holders.found();
         let info = &found.info;
         if self.range == (0..info.nar_size) {
-            let hash = NarHash::from_digest(std::mem::take(&mut self.hasher).finalize().into());
+            let hash = NarHash::from_digest(self.hasher.clone().finalize().into());
             // Only the content of a flat file is looked into; what is held is copied for nobody else.
             let flat = self.hold_all && matches!(found.proof, Proof::FlatFile(_));
             let whole = flat.then(|| Vec::from(std::mem::take(&mut self.held)).concat());
