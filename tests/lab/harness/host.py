@@ -1,10 +1,10 @@
 """One lab host: a container with its own systemd, store, address and network namespace."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -110,30 +110,36 @@ class Host:
             raise RuntimeError(f"{self.name} did not boot: {self.log.read_text(errors='replace')}")
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         for child in map(int, children.split()):
-            # Before its exec it is still nspawn, whose namespaces are not all made yet.
-            if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
-                return child
+            # Before its exec it is still nspawn, whose namespaces are not all made yet. Nspawn's first
+            # child makes the second and ends: it may be gone by now.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+                    return child
         return None
 
     def kill(self):
         """The plug is pulled: every process of the host is gone at once, its disk stays."""
-        for pid in (self.pid, self._process.pid if self._process else None):
-            if pid:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         if self._process:
+            # Also before it entered its group.
+            self._process.kill()
+            # All of the group, whoever they are: in mid-boot its first process is not known yet.
+            (self._groups[0] / "cgroup.kill").write_text("1")
             self._process.wait()
             wait_until(lambda: "populated 0" in (self._groups[0] / "cgroup.events").read_text(), 10,
                        f"{self.name}: the last process is gone")
+            # Linux (6.18) also kills who is cloned into a group that was killed once: the next boot has new ones.
+            for group in self._groups:
+                sandbox.remove_groups(group)
         self.pid = self._process = None
 
     def destroy(self):
         """End it and give back all that it held."""
-        self.kill()
-        for group in self._groups:
-            sandbox.remove_groups(group)
+        try:
+            self.kill()
+        finally:
+            self._give_back()
+
+    def _give_back(self):
         if self._namespace is not None:
             os.close(self._namespace)
             self._namespace = None

@@ -41,11 +41,13 @@ class Lab:
         return self
 
     def __exit__(self, *_):
-        for host in self.hosts:
-            # A namespace's own interfaces go some time after it; the next lab wants the same names now.
-            subprocess.run(["ip", "link", "delete", port_of(host)], capture_output=True)
-            host.destroy()
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
+        # In reverse, and to the end whatever fails: what one lab leaves behind fails those after it.
+        with contextlib.ExitStack() as rest:
+            rest.callback(subprocess.run, ["ip", "link", "delete", BRIDGE], capture_output=True)
+            for host in self.hosts:
+                rest.callback(host.destroy)
+                # A namespace's own interfaces go some time after it; the next lab wants the same names now.
+                rest.callback(subprocess.run, ["ip", "link", "delete", port_of(host)], capture_output=True)
 
     def host(self, name):
         """The host of that name."""
