@@ -47,7 +47,7 @@ let
         type = types.nullOr names;
         default = if cfg.interfaces == [ ] then null else cfg.interfaces;
         defaultText = lib.literalExpression "config.services.peerix.interfaces";
-        description = "Globs on names of interfaces to broadcast on. Default: all with a private or link-local IPv4 network.";
+        description = "Globs on names of interfaces to ask on. Default: all with a private or link-local IPv4 network, or a link-local IPv6 address and no public IPv4 one.";
       };
       interfaces.exclude = key names "Of those, not these. Default: docker* br-* veth* virbr* tun* wg*.";
 
@@ -62,8 +62,19 @@ let
         timeout = key duration ''Longest wait for the answer of a peer that is awake. Default: "50ms".'';
         wake-timeout = key duration ''Wait of the first lookups after a quiet minute, while sleeping neighbours start. Default: "500ms".'';
         broadcast = key types.bool "Whether to ask by broadcast; otherwise only `discovery.peers` are asked. Default: true.";
-        peers = key names ''Peers asked directly, reachable by broadcast or not: "192.168.1.5", "10.0.0.1:12304", "[fd00::5]:12304".'';
-        domain = key types.str "DNS domain whose _peerix._tcp SRV records name peers.";
+        dns-sd = key types.bool "Whether to announce this machine by DNS-SD while it is awake, and to find others so. Default: true, if `broadcast` is.";
+        peers = mkOption {
+          type = types.nullOr names;
+          default = if cfg.peers == [ ] then null else cfg.peers;
+          defaultText = lib.literalExpression "config.services.peerix.peers";
+          description = "Peers and plain binary caches asked directly; see `services.peerix.peers`.";
+        };
+        domain = mkOption {
+          type = types.nullOr types.str;
+          default = cfg.domain;
+          defaultText = lib.literalExpression "config.services.peerix.domain";
+          description = "DNS domain whose _peerix._tcp SRV records name peers.";
+        };
       };
 
       share = {
@@ -157,6 +168,15 @@ let
     cfg.group
   ];
 
+  hasDnsSd = !lib.elem false [
+    cfg.settings.discovery.dns-sd
+    cfg.settings.discovery.broadcast
+  ];
+  avahiPublishes = config.services.avahi.enable && config.services.avahi.publish.enable;
+  # The shipped announcement, at the port in use.
+  announcement =
+    file: builtins.replaceStrings [ "12304" ] [ (toString cfg.settings.port) ] (builtins.readFile file);
+
   sleepTargets = [
     "suspend.target"
     "hibernate.target"
@@ -189,7 +209,8 @@ in
       type = types.bool;
       default = true;
       description = ''
-        Whether to open the port, TCP and UDP: on `interfaces`, or on all if that is empty.
+        Whether to open the port, TCP and UDP, and UDP port 5353 for DNS-SD unless that is off: on
+        `interfaces`, or on all if that is empty.
       '';
     };
 
@@ -203,6 +224,30 @@ in
       description = ''
         Network interfaces to work on, by their names: only there the port is opened and
         questions are broadcast. Empty: all.
+      '';
+    };
+
+    peers = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [
+        "10.0.0.1"
+        "nas.lan"
+        "http://cache.lan:5000"
+      ];
+      description = ''
+        Peers that are asked directly, for networks that broadcast does not reach: addresses or host
+        names, with or without a port. And plain binary caches, such as those of nix-serve and
+        harmonia, by their `http://` URL.
+      '';
+    };
+
+    domain = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "example.org";
+      description = ''
+        DNS domain whose `_peerix._tcp` SRV records name peers, for fleets over several networks.
       '';
     };
 
@@ -385,6 +430,15 @@ in
     environment.systemPackages = [ cfg.package ];
     environment.etc."peerix/peerix.toml".source = checked;
 
+    # Neighbours that broadcast does not reach find this machine also while its daemon sleeps. One
+    # announcement is enough.
+    services.avahi.extraServiceFiles = mkIf (hasDnsSd && avahiPublishes) {
+      peerix = announcement ../systemd/dns-sd/peerix.service;
+    };
+    environment.etc."systemd/dnssd/peerix.dnssd" =
+      mkIf (hasDnsSd && config.services.resolved.enable && !avahiPublishes)
+        { text = announcement ../systemd/dns-sd/peerix.dnssd; };
+
     systemd.packages = [ cfg.package ];
 
     systemd.sockets.peerix = {
@@ -440,7 +494,7 @@ in
       let
         opened = {
           allowedTCPPorts = [ cfg.settings.port ];
-          allowedUDPPorts = [ cfg.settings.port ];
+          allowedUDPPorts = [ cfg.settings.port ] ++ lib.optional hasDnsSd 5353;
         };
       in
       mkIf cfg.openFirewall (

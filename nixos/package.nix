@@ -51,6 +51,7 @@ rustPlatform.buildRustPackage {
     installShellCompletion --cmd peerix docs/completions/peerix.bash docs/completions/peerix.fish \
       --zsh docs/completions/_peerix
     install -D -m 644 -t $out/share/doc/peerix systemd/peerix.toml README.md CHANGELOG.md LICENSE-* docs/*.md
+    install -D -m 644 -t $out/share/doc/peerix/dns-sd systemd/dns-sd/*
   '';
 
   doInstallCheck = stdenv.buildPlatform.canExecute stdenv.hostPlatform;

@@ -1,7 +1,8 @@
 //! When the daemon has nothing to do any more: a clock without a clock.
 //!
 //! Idle is: no request or stream open, and nothing that counts for the timeout. It counts
-//! from the start, so a daemon that was woken for nothing goes again. A loopback connection
+//! from the start, so a daemon that was woken for nothing goes again, and soon: who asks the
+//! LAN for something says hello first, which wakes also those who turn out to be of no use. A loopback connection
 //! that stays open is Nix waiting to ask more; it holds off the exit, but not for ever.
 
 use std::{
@@ -13,6 +14,9 @@ use std::{
 /// uses idle connections again for up to 90 s.
 const CONNECTION_HOLD: Duration = Duration::from_secs(95);
 
+/// A daemon to which nothing has come that counts goes after this long.
+const FOR_NOTHING: Duration = Duration::from_secs(30);
+
 /// An open loopback connection.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Connection(u64);
@@ -22,6 +26,8 @@ pub struct Connection(u64);
 pub struct IdleClock {
     timeout: Option<Duration>,
     last: Instant,
+    /// Something has come that counts.
+    has_worked: bool,
     open: usize,
     /// When each loopback connection had its last request, or was opened.
     connections: BTreeMap<u64, Instant>,
@@ -34,6 +40,7 @@ impl IdleClock {
         Self {
             timeout,
             last: now,
+            has_worked: false,
             open: 0,
             connections: BTreeMap::new(),
             opened: 0,
@@ -48,6 +55,7 @@ impl IdleClock {
     /// A lookup, or anything else that counts and takes no time.
     pub fn touch(&mut self, now: Instant) {
         self.last = self.last.max(now);
+        self.has_worked = true;
     }
 
     /// A request or stream that counts has begun; [`Self::closed`] must follow.
@@ -90,6 +98,11 @@ impl IdleClock {
         }
         let held = self.connections.values().max();
         let held = held.and_then(|at| at.checked_add(CONNECTION_HOLD));
+        let timeout = if self.has_worked {
+            timeout
+        } else {
+            timeout.min(FOR_NOTHING)
+        };
         let idle = self.last.checked_add(timeout)?;
         Some(held.map_or(idle, |held| held.max(idle)))
     }
@@ -114,6 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_woken_for_nothing_goes_soon() {
+        let (start, mut clock) = clock(300);
+        assert_eq!(clock.deadline(), Some(start + FOR_NOTHING));
+        let connection = clock.loopback_connected(start);
+        assert!(!clock.expired(start + FOR_NOTHING), "Nix may ask");
+        clock.loopback_disconnected(connection);
+        clock.touch(start + SECOND);
+        assert_eq!(clock.deadline(), Some(start + 301 * SECOND));
+    }
+
+    #[test]
     fn is_armed_at_start() {
         let (start, clock) = clock(5);
         assert!(!clock.expired(start + 4 * SECOND));
@@ -126,7 +150,8 @@ mod tests {
         let clock = IdleClock::new(start, None);
         assert_eq!(clock.deadline(), None);
         assert!(!clock.expired(start + 1_000_000 * SECOND));
-        let endless = IdleClock::new(start, Some(Duration::MAX));
+        let mut endless = IdleClock::new(start, Some(Duration::MAX));
+        endless.touch(start);
         assert_eq!(endless.deadline(), None);
     }
 
@@ -197,13 +222,14 @@ mod tests {
             let (start, mut clock) = clock(timeout);
             let mut now = start;
             let mut work = start;
+            let mut worked = false;
             let mut open = 0_usize;
             let mut connections: Vec<(Connection, Instant)> = Vec::new();
             for (pause, event) in history {
                 now += pause * SECOND;
                 match event {
-                    Event::Touch => { clock.touch(now); work = now; }
-                    Event::Open => { clock.opened(now); open += 1; work = now; }
+                    Event::Touch => { clock.touch(now); work = now; worked = true; }
+                    Event::Open => { clock.opened(now); open += 1; work = now; worked = true; }
                     Event::Close if open > 0 => { clock.closed(now); open -= 1; work = now; }
                     Event::Close => {}
                     Event::Connect => connections.push((clock.loopback_connected(now), now)),
@@ -217,7 +243,8 @@ mod tests {
                 }
             }
             now += wait * SECOND;
-            let quiet = now >= work + timeout * SECOND;
+            let most = if worked { SECOND * timeout } else { FOR_NOTHING };
+            let quiet = now >= work + most.min(timeout * SECOND);
             let released = connections.iter().all(|&(_, at)| now >= at + CONNECTION_HOLD);
             prop_assert_eq!(clock.expired(now), open == 0 && quiet && released);
         }

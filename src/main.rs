@@ -143,7 +143,10 @@ fn run(options: Options) -> Result<(), Failure> {
         .build()
         .context("cannot start the runtime")
         .map_err(Failure::bug)?;
-    runtime.block_on(until_signalled(launch))
+    let ended = runtime.block_on(until_signalled(launch));
+    // What still blocks is a lookup of a name that the system does not answer: nobody waits for it.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Runs the daemon, with signals as its control.

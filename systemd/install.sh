@@ -84,7 +84,9 @@ docs/man/peerix.toml.5 $prefix/share/man/man5/peerix.toml.5
 docs/completions/peerix.bash $prefix/share/bash-completion/completions/peerix
 docs/completions/_peerix $prefix/share/zsh/site-functions/_peerix
 docs/completions/peerix.fish $prefix/share/fish/vendor_completions.d/peerix.fish
-systemd/peerix.toml $prefix/share/doc/peerix/peerix.toml"
+systemd/peerix.toml $prefix/share/doc/peerix/peerix.toml
+systemd/dns-sd/peerix.service $prefix/share/doc/peerix/dns-sd/peerix.service
+systemd/dns-sd/peerix.dnssd $prefix/share/doc/peerix/dns-sd/peerix.dnssd"
 
 # Whether this is the running system, not a packager's directory.
 live() { [ -z "${DESTDIR:-}" ]; }

@@ -213,6 +213,7 @@ fn nix_accepts_what_we_print_and_sign() {
         let narinfo = Narinfo {
             url: NarUrl::parse(&format!("nar/{}.nar", info.path.hash())).expect("relative"),
             compression: Compression::None,
+            file_size: None,
             info,
         };
         let file = cache.join(format!("{}.narinfo", narinfo.info.path.hash()));

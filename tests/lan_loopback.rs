@@ -12,7 +12,7 @@ use peerix::{
     format::StorePathHash,
     lan::{self, Identity, LanHandle, Question},
     protocol::{
-        Datagram, End,
+        Datagram, End, Held,
         discovery::{Kind, Reject},
         wire::About,
     },
@@ -95,7 +95,8 @@ impl Host {
         let answering = handle.clone();
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
-                let held = (0..bound).any(|number| hash(number) == question.hash());
+                let is_held = |asked: &_| (0..bound).any(|number| hash(number) == *asked);
+                let held = Held::of(question.hashes().iter().map(is_held));
                 answering.answer(&question, held);
             }
         });
@@ -272,7 +273,14 @@ async fn junk_is_counted_and_the_task_goes_on() {
         generation: 0,
     };
     stranger
-        .send(&Datagram::Hello { id: 6, about }.encode())
+        .send(
+            &Datagram::Hello {
+                id: 6,
+                about,
+                known: 0,
+            }
+            .encode(),
+        )
         .await;
     loop {
         // Threes that are long enough are a hello, too.
@@ -309,7 +317,14 @@ async fn questions_beyond_the_bound_are_dropped() {
         generation: 0,
     };
     stranger
-        .send(&Datagram::Hello { id: 6, about }.encode())
+        .send(
+            &Datagram::Hello {
+                id: 6,
+                about,
+                known: 0,
+            }
+            .encode(),
+        )
         .await;
     assert!(matches!(
         stranger.receive().await,
@@ -318,7 +333,7 @@ async fn questions_beyond_the_bound_are_dropped() {
     assert_eq!(host.handle.counters().io.questions_dropped, 96);
     for _ in 0..4 {
         let question = host.questions.recv().await.expect("a question");
-        host.handle.answer(&question, true);
+        host.handle.answer(&question, Held::of([true]));
         assert!(matches!(
             stranger.receive().await,
             Datagram::Response { .. }
@@ -416,5 +431,8 @@ async fn the_next_process_knows_what_this_one_knew() {
     assert_eq!(handle.peers().len(), 1);
     tokio::spawn(task.run(CancellationToken::new()));
     let question = timeout(BOUND, questions.recv()).await.expect("in time");
-    assert_eq!(question.expect("it waited in the socket").hash(), hash(1));
+    assert_eq!(
+        question.expect("it waited in the socket").hashes(),
+        [hash(1)]
+    );
 }

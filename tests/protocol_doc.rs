@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use peerix::{
     format::StorePathHash,
     protocol::{
-        Datagram,
+        Datagram, Held,
         wire::{About, WireError},
     },
 };
@@ -79,6 +79,11 @@ fn meaning(kind: &str, rest: &str) -> Meaning {
     let port = || u16::try_from(number("http-port")).expect("a port");
     let id = u32::from_str_radix(fields["id"], 16).expect("an id");
     let hash = || StorePathHash::parse(fields["hash"].as_bytes()).expect("a hash");
+    let hashes = || {
+        let all = fields["hashes"].split(',');
+        all.map(|text| StorePathHash::parse(text.as_bytes()).expect("a hash"))
+            .collect()
+    };
     let about = || About {
         instance: u64::from_str_radix(fields["instance"], 16).expect("an instance"),
         version: u16::try_from(number("version")).expect("a version"),
@@ -93,8 +98,23 @@ fn meaning(kind: &str, rest: &str) -> Meaning {
             hash: hash(),
         },
         "absent" => Datagram::Absent { id },
-        "hello" => Datagram::Hello { id, about: about() },
+        "hello" => Datagram::Hello {
+            id,
+            about: about(),
+            known: number("known").try_into().expect("a number of peers"),
+        },
         "here" => Datagram::Here { id, about: about() },
+        "batch" => Datagram::Batch {
+            id,
+            known: number("known").try_into().expect("a number of peers"),
+            to_many: number("to-many") == 1,
+            hashes: hashes(),
+        },
+        "answer" => Datagram::Answer {
+            id,
+            about: about(),
+            held: Held::of(fields["held"].chars().map(|bit| bit == '1')),
+        },
         other => panic!("{other} is no kind of datagram"),
     })
 }
@@ -129,7 +149,9 @@ fn vectors() -> Vec<Example> {
 #[test]
 fn the_examples_of_the_specification_are_right() {
     let examples = documented();
-    for kind in ["request", "response", "absent", "hello", "here", "refused"] {
+    for kind in [
+        "request", "response", "absent", "hello", "here", "batch", "answer", "refused",
+    ] {
         let shown = examples.iter().any(|example| example.kind == kind);
         assert!(shown, "docs/protocol.md has no example of {kind}");
     }
@@ -147,7 +169,7 @@ fn the_vectors_are_right() {
     };
     for error in [
         format!("{:?}", WireError::Empty),
-        format!("{:?}", WireError::UnknownType(5)),
+        format!("{:?}", WireError::UnknownType(7)),
         "Truncated".to_owned(),
         format!("{:?}", WireError::Hash),
         format!("{:?}", WireError::Path),

@@ -9,7 +9,7 @@ use std::{
     net::TcpStream,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -73,6 +73,15 @@ impl Holder {
         }
     }
 
+    /// With wrong bytes in every piece, so that it is told whichever it gives.
+    fn lying_throughout(item: &Item) -> Self {
+        let mut liar = Self::lying(item, 9);
+        for at in (0..item.nar.len()).step_by(PIECE / 2) {
+            liar.nar[at] ^= 0x55;
+        }
+        liar
+    }
+
     fn without_digests(mut self) -> Self {
         self.digests = None;
         self
@@ -87,8 +96,17 @@ impl Holder {
     }
 
     fn peer(self, item: &Item) -> Peer {
+        self.peer_while(item, || true)
+    }
+
+    /// A peer that says nothing to questions unless `is_heard`.
+    fn peer_while(self, item: &Item, is_heard: impl Fn() -> bool + Send + Sync + 'static) -> Peer {
         let narinfo = item.peer_narinfo();
-        Peer::holding_all(move |asked, stream| {
+        let answer = move |datagram: &[u8], port| {
+            let answers = peer::has(datagram, port, |_| true).into_iter();
+            answers.filter(|_| is_heard()).collect()
+        };
+        Peer::new(answer, move |asked, stream| {
             if asked.path.ends_with(".narinfo") {
                 return peer::ok(stream, narinfo.as_bytes());
             }
@@ -279,11 +297,7 @@ fn wrong_digests_for_right_bytes_spoil_nothing() {
 #[test]
 fn without_digests_a_lie_is_cut_and_who_told_it_is_found_out() {
     let item = large();
-    // Wrong in every piece, so that it is told whichever it gives.
-    let mut liar = Holder::lying(&item, 9).without_digests();
-    for at in (0..item.nar.len()).step_by(PIECE / 2) {
-        liar.nar[at] ^= 0x55;
-    }
+    let liar = Holder::lying_throughout(&item).without_digests();
     let liar = liar.peer(&item);
     let honest = Holder::honest(&item).without_digests().peer(&item);
     let (_host, daemon) = asker(&[&liar, &honest]);
@@ -302,6 +316,75 @@ fn without_digests_a_lie_is_cut_and_who_told_it_is_found_out() {
     eventually("the liar is banned", || {
         (banned(&daemon) == [liar.http().to_string()]).then_some(())
     });
+}
+
+#[test]
+fn after_a_lie_a_second_holder_is_looked_for_until_it_answers() {
+    let item = large();
+    let liar = Holder::lying_throughout(&item).without_digests();
+    // Who is asked for all of it is under suspicion: it is at large when Nix asks again.
+    let liar = liar.before(|asked, _| {
+        if asked.range().is_none() {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Ok(())
+    });
+    let liar = liar.peer(&item);
+    let is_heard = Arc::new(AtomicBool::new(true));
+    let honest = Holder::honest(&item).without_digests();
+    let honest = honest.peer_while(&item, {
+        let is_heard = Arc::clone(&is_heard);
+        move || is_heard.load(SeqCst)
+    });
+    let (_host, daemon) = asker(&[&liar, &honest]);
+    assert!(!fetch(&daemon, &item).complete, "wrong bytes for a NAR");
+    is_heard.store(false, SeqCst);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            is_heard.store(true, SeqCst);
+        });
+        assert_right(&fetch(&daemon, &item), &item);
+    });
+}
+
+#[test]
+fn bytes_of_a_convict_that_come_late_count_for_nothing() {
+    let item = large();
+    let is_second = Arc::new(AtomicBool::new(false));
+    let if_second = |milliseconds| {
+        let is_second = Arc::clone(&is_second);
+        move || {
+            if is_second.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(milliseconds));
+            }
+        }
+    };
+    let liar = Holder::lying_throughout(&item).without_digests();
+    // Its pieces come when it has been heard out already, and the other one is being heard.
+    let (late, first) = (if_second(1_500), if_second(30));
+    let liar = liar.before(move |asked, _| {
+        if asked.range().is_some() {
+            late();
+        }
+        Ok(())
+    });
+    let liar = liar.peer(&item);
+    let honest = Holder::honest(&item).without_digests();
+    let honest = honest.before(|asked, _| {
+        if asked.range().is_none() {
+            std::thread::sleep(Duration::from_millis(2_500));
+        }
+        Ok(())
+    });
+    let honest = honest.peer_while(&item, move || {
+        first();
+        true
+    });
+    let (_host, daemon) = asker(&[&liar, &honest]);
+    assert!(!fetch(&daemon, &item).complete, "wrong bytes for a NAR");
+    is_second.store(true, SeqCst);
+    assert_right(&fetch(&daemon, &item), &item);
 }
 
 #[test]

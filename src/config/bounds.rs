@@ -4,6 +4,9 @@ use std::{fmt, time::Duration};
 
 use super::{ByteSize, Config, ConfigError, LOOPBACK_CONNECTIONS, units};
 
+/// Entries of `discovery.peers`.
+const MOST_PEERS: usize = 512;
+
 impl Config {
     pub(super) fn check_bounds(&self) -> Result<(), ConfigError> {
         let outside = |key, value: &dyn fmt::Display, right| ConfigError::Bounds {
@@ -73,6 +76,13 @@ impl Config {
                 "discovery.wake-timeout",
                 &units::Spelled(self.discovery.wake_timeout),
                 "at most \"5s\": Nix waits that long for each first miss",
+            ));
+        }
+        if self.discovery.peers.len() > MOST_PEERS {
+            return Err(outside(
+                "discovery.peers",
+                &format_args!("{} entries", self.discovery.peers.len()),
+                "at most 512: each of them is asked in every lookup",
             ));
         }
         if !self.store.database.is_absolute() || !self.store.real_dir().is_absolute() {

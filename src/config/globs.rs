@@ -45,6 +45,11 @@ impl Globs {
         self.compiled.is_match(name)
     }
 
+    /// The patterns as they were written.
+    pub fn patterns(&self) -> &[String] {
+        &self.patterns
+    }
+
     /// Whether there is no pattern, so that nothing matches.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()

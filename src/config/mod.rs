@@ -2,8 +2,10 @@
 //! out; reading the file is the caller's. Users read systemd/peerix.toml, which a test compares.
 
 mod bounds;
+mod discovery;
 mod error;
 mod globs;
+mod host_name;
 mod static_peer;
 mod units;
 
@@ -16,9 +18,11 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+pub use discovery::Discovery;
 pub use error::ConfigError;
 pub use globs::{GlobError, Globs};
-pub use static_peer::StaticPeer;
+pub use host_name::{HostName, HostNameError};
+pub use static_peer::{CacheHost, CacheUrl, PeerAddress, StaticPeer, StaticPeerError};
 pub use units::{ByteSize, UnitError, parse_duration};
 
 use crate::format::{PublicKey, StoreDir};
@@ -130,37 +134,6 @@ impl Idle {
         self.timeout
             .or(default)
             .filter(|timeout| !timeout.is_zero())
-    }
-}
-
-/// `[discovery]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Discovery {
-    /// Longest wait for peers that are awake.
-    #[serde(with = "units::duration")]
-    pub timeout: Duration,
-    /// Wait of the first lookups after a quiet minute, while neighbours wake up.
-    #[serde(with = "units::duration")]
-    pub wake_timeout: Duration,
-    /// Whether to broadcast at all.
-    pub broadcast: bool,
-    /// Peers that are asked directly, wherever they are.
-    pub peers: Vec<StaticPeer>,
-    /// Domain whose SRV records name peers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub domain: Option<String>,
-}
-
-impl Default for Discovery {
-    fn default() -> Self {
-        Self {
-            timeout: Duration::from_millis(50),
-            wake_timeout: Duration::from_millis(500),
-            broadcast: true,
-            peers: Vec::new(),
-            domain: None,
-        }
     }
 }
 

@@ -81,7 +81,11 @@ fn what_is_printed_parses_to_the_same() {
         [idle]
         timeout = "10s"
         [discovery]
-        peers = ["192.168.1.5", "10.0.0.1:99", "[fd00::5]:12304", "fe80::1"]
+        peers = [
+            "192.168.1.5", "10.0.0.1:99", "[fd00::5]:12304", "fe80::1",
+            "nas.lan", "nas.lan:12304", "http://nas.lan:5000/cache",
+        ]
+        dns-sd = false
         domain = "example.org"
         [share]
         paths = "built"
@@ -95,6 +99,7 @@ fn what_is_printed_parses_to_the_same() {
 
 #[test]
 fn an_error_names_key_line_and_what_would_be_right() {
+    let too_many = format!("[discovery]\npeers = [{}]", "\"nas\",".repeat(513));
     for (text, parts) in [
         ("port = 1\nprot = 2", &["line 2", "prot", "port"][..]),
         ("port = 99999", &["line 1", "99999", "1 to 65535"]),
@@ -114,9 +119,24 @@ fn an_error_names_key_line_and_what_would_be_right() {
         ),
         ("[share]\nexclude = [\"[\"]", &["line 2", "not a glob"]),
         (
-            "[discovery]\npeers = [\"example.org\"]",
-            &["line 2", "example.org", "192.168.1.5:12304"],
+            "[discovery]\npeers = [\"10.0.0.256\"]",
+            &[
+                "line 2",
+                "10.0.0.256",
+                "ends in a number",
+                "192.168.1.5:12304",
+            ],
         ),
+        (
+            "[discovery]\npeers = [\"https://nas.lan\"]",
+            &["line 2", "https://nas.lan", "no TLS", "http://"],
+        ),
+        (
+            "[discovery]\ndomain = \"example..org\"",
+            &["line 2", "example..org", "a part of it is empty"],
+        ),
+        ("[discovery]\ndomain = 5", &["line 2", "a domain in quotes"]),
+        (&too_many, &["discovery.peers = 513 entries", "at most 512"]),
         (
             "[trust]\npublic-keys = [\"nokey\"]",
             &["line 2", "nokey", "NAME:BASE64"],

@@ -17,22 +17,26 @@ use std::{
     time::Instant,
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch as watched},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    finder::{Memory, inquiry},
+    finder::{Background, Memory, caches, inquiry, prefetch, summaries},
     http::{
         App, Service, State,
         activity::Activity,
         counters::Counters,
         listener::{self, ListenerError, Stop},
     },
-    lan::{self, LanError},
+    lan::{self, LanError, Names, NamesSetup},
     peer::Client,
     protocol::Interface,
     system::{
+        host_name,
         interfaces::{self, InterfaceAddress},
         journal::chain,
         notify::{Notifier, watchdog_interval},
@@ -119,9 +123,20 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         .as_ref()
         .map_or_else(|_| Config::default(), |(setup, _)| setup.config.clone());
     let udp = udp_sockets(sockets.udp)?;
-    let (saved, bans) = match state_file.as_ref().and_then(saved::load) {
-        Some(earlier) => (Some((earlier.discovery, earlier.asleep)), earlier.bans),
-        None => (None, Vec::new()),
+    let udp_port = udp.first().and_then(|socket| socket.local_addr().ok());
+    let memory = Memory::default();
+    let (saved, salt, remembered) = match state_file.as_ref().and_then(saved::load) {
+        Some(earlier) => {
+            let now = Instant::now();
+            memory.standing.restore(now, &earlier.bans);
+            memory.summaries.restore(now, earlier.summaries);
+            let saved = Some((earlier.discovery, earlier.asleep));
+            (saved, earlier.salt, earlier.named)
+        }
+        None => {
+            let salt = getrandom::u64().map_err(LanError::Random)?;
+            (None, salt, Vec::new())
+        }
     };
     let (asking, questions) = mpsc::channel(lan::MAX_QUESTIONS);
     let identity = lan::Identity { http_port, saved };
@@ -138,9 +153,23 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         activity.clone(),
         Arc::new(Counters::default()),
     ));
-    let memory = Memory::default();
+    let (names, settings) = watched::channel(app.service().config.clone());
+    let (named, known_by_name) = watched::channel(remembered);
+    let caches = Arc::clone(&memory.caches);
+    let naming = NamesSetup {
+        config: settings,
+        interfaces: Box::new(interfaces),
+        caches: Box::new(move |list| caches.set(list)),
+        peers: named,
+        udp_port: udp_port.map_or(0, |address| address.port()),
+        http_port,
+        host_name: host_name().unwrap_or_default(),
+        is_activated: activated,
+    };
+    let mut naming = Names::new(lan.clone(), naming);
+    naming.settle().await;
     let (inquiries, cases) = mpsc::channel(inquiry::MOST_WAITING);
-    memory.standing.restore(Instant::now(), &bans);
+    let (prefetches, errands) = mpsc::channel(prefetch::MOST_WAITING);
     let notifier = Arc::new(notifier);
     let mut daemon = Running {
         options,
@@ -148,9 +177,16 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         notifier: Arc::clone(&notifier),
         client: Client::new().map_err(DaemonError::Client)?,
         memory,
-        inquiries,
+        background: Background {
+            inquiries,
+            prefetches,
+        },
         lan,
+        names,
+        known_by_name,
+        http_port,
         app,
+        salt,
         setup: None,
         trouble: None,
         status: String::new(),
@@ -182,11 +218,46 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     });
     let stopped = stop.drain.clone();
     tasks.spawn(async move {
+        naming.run(stopped).await;
+        Ok("names")
+    });
+    let stopped = stop.drain.clone();
+    tasks.spawn(async move {
         tokio::select! {
             () = inquiry::run(cases) => {}
             () = stopped.cancelled() => {}
         }
         Ok("inquiries")
+    });
+    let probing = caches::run(daemon.memory.clone(), daemon.client.clone());
+    let stopped = stop.drain.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = probing => {}
+            () = stopped.cancelled() => {}
+        }
+        Ok("caches")
+    });
+    let stopped = stop.drain.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = prefetch::run(errands) => {}
+            () = stopped.cancelled() => {}
+        }
+        Ok("prefetch")
+    });
+    let keeping = summaries::keep(
+        daemon.lan.clone(),
+        daemon.client.clone(),
+        daemon.memory.clone(),
+    );
+    let stopped = stop.drain.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = keeping => {}
+            () = stopped.cancelled() => {}
+        }
+        Ok("summaries")
     });
     if let Some(every) = watchdog_interval() {
         let beats = vec![questions_beat, Arc::clone(&supervision_beat)];
@@ -227,8 +298,13 @@ fn interfaces() -> Vec<Interface> {
         name: listed.name,
         index: listed.index,
         is_up: listed.up,
-        can_broadcast: !listed.loopback && !listed.point_to_point && listed.broadcast.is_some(),
+        can_broadcast: listed.broadcasts && !listed.loopback && !listed.point_to_point,
+        can_multicast: listed.multicast
+            && !listed.loopback
+            && !listed.point_to_point
+            && !listed.port,
         address: listed.ip,
+        is_tentative: listed.tentative,
         prefix: listed.prefix_length,
         broadcast: listed.broadcast,
     };

@@ -9,13 +9,14 @@ use super::beat::{self, Beat};
 use crate::{
     http::App,
     lan::{LanHandle, Question},
+    protocol::Held,
 };
 
 /// Questions that are with the store at the same time.
 const AT_ONCE: usize = 64;
 
 /// Answers until there are no more questions. Whatever keeps the store from answering, the
-/// peer is told that the path is not here: it has others to ask.
+/// peer is told that its paths are not here: it has others to ask.
 pub(super) async fn answer(
     questions: mpsc::Receiver<Question>,
     lan: LanHandle,
@@ -30,7 +31,12 @@ pub(super) async fn answer(
         let (lan, app) = (&lan, &app);
         async move {
             app.activity.touch();
-            lan.answer(&question, is_shared(app, &question).await);
+            let (held, generation) = which_shared(app, &question).await;
+            // Whoever knows our summary of before has to hear of it with the path that is new.
+            if let Some(generation) = generation {
+                lan.set_generation(generation);
+            }
+            lan.answer(&question, held);
         }
     });
     let beating = async {
@@ -46,21 +52,23 @@ pub(super) async fn answer(
     }
 }
 
-async fn is_shared(app: &App, question: &Question) -> bool {
+/// Which of the paths are here, and the generation of the store that has been asked.
+async fn which_shared(app: &App, question: &Question) -> (Held, Option<u64>) {
+    let hashes = question.hashes();
+    let nothing = Held::of(hashes.iter().map(|_| false));
     let service = app.service();
     let Some(finder) = service.finder() else {
-        return false;
+        return (nothing, None);
     };
     let holdings = finder.holdings();
-    match holdings
+    let asked = holdings
         .store
-        .shared(question.hash(), &holdings.share)
-        .await
-    {
-        Ok(shared) => shared.is_some(),
+        .which_shared(hashes.to_vec(), &holdings.share);
+    match asked.await {
+        Ok((shared, generation)) => (Held::of(shared), Some(generation)),
         Err(error) => {
-            log::debug!(hash:% = question.hash(); "no answer from the store: {error}");
-            false
+            log::debug!(count = hashes.len(); "no answer from the store: {error}");
+            (nothing, None)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use log::{error, info};
 use tokio::{
-    sync::mpsc,
+    sync::watch,
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    finder::{Finder, Memory, inquiry},
+    finder::{Background, Finder, Memory},
     http::{App, Service, State, listener::Stop},
     lan::LanHandle,
     peer::Client,
@@ -39,9 +39,16 @@ pub(super) struct Running {
     pub(super) notifier: Arc<Notifier>,
     pub(super) client: Client,
     pub(super) memory: Memory,
-    pub(super) inquiries: mpsc::Sender<inquiry::Case>,
+    pub(super) background: Background,
     pub(super) lan: LanHandle,
+    pub(super) http_port: u16,
+    /// The settings, for the task that looks names up.
+    pub(super) names: watch::Sender<Config>,
+    /// What that task has found.
+    pub(super) known_by_name: watch::Receiver<Vec<SocketAddr>>,
     pub(super) app: Arc<App>,
+    /// Hides in our summaries by which rule we share; as old as our instance.
+    pub(super) salt: u64,
     /// What is in force; none while degraded from the start.
     pub(super) setup: Option<Arc<Setup>>,
     /// What is wrong, for STATUS=.
@@ -64,14 +71,16 @@ impl Running {
         let finder = Finder::new(
             self.lan.clone(),
             self.client.clone(),
-            setup.holdings(store),
+            setup.holdings(store, self.salt),
             setup.trust(),
             config.limits.clone(),
             self.memory.clone(),
-            self.inquiries.clone(),
+            self.background.clone(),
         );
         let idle = config.idle.timeout(self.activated);
         self.app.activity.set_timeout(idle);
+        let caches = &self.memory.caches;
+        caches.configure(config.store.dir.clone(), self.http_port);
         self.app.replace(Service::new(config, State::Ready(finder)));
         self.app.set_trouble(None);
         self.setup = Some(Arc::new(setup));
@@ -174,6 +183,7 @@ impl Running {
     async fn reload(&mut self) {
         self.notifier.reloading();
         let forgiven = self.memory.standing.forgive(Instant::now());
+        self.memory.caches.forget();
         if forgiven > 0 {
             info!("{forgiven} bans of peers are forgotten, as always at a reload");
         }
@@ -185,6 +195,7 @@ impl Running {
         match off_the_runtime(read).await {
             Some(Ok((setup, store))) => {
                 self.lan.configure(&setup.config);
+                self.names.send_replace(setup.config.clone());
                 self.take(setup, store);
                 info!("settings, keys and nix.conf are read again");
             }
@@ -277,7 +288,8 @@ impl Running {
             info!("questions of peers are left unanswered: the store does not answer");
         }
         if let Some(file) = &state_file {
-            saved::save(file, self.lan.save(), &self.memory.standing);
+            let named = self.known_by_name.borrow().clone();
+            saved::save(file, self.lan.save(), self.salt, &self.memory, named);
         }
         tasks.shutdown().await;
         match end {

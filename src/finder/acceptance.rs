@@ -1,9 +1,12 @@
 //! Whether a narinfo from a peer may reach Nix. Pure: bytes in, an [`Offer`] or the reason.
 
-use crate::format::{
-    ContentAddress, NarHash, Narinfo, PathInfo, StoreDir, StorePathHash, TrustedKeys,
-    content_address::HashAlgorithm,
-    narinfo::{Compression, NarUrl, NarinfoError},
+use crate::{
+    format::{
+        ContentAddress, NarHash, Narinfo, PathInfo, StoreDir, StorePathHash, TrustedKeys,
+        content_address::HashAlgorithm,
+        narinfo::{Compression, NarUrl, NarinfoError},
+    },
+    peer::Packing,
 };
 
 /// Unsigned text and flat files are checked whole before their first byte is passed on,
@@ -107,17 +110,33 @@ impl Rejection {
 }
 
 impl Trust {
-    /// Judges what a peer sent when asked for `asked`.
+    /// Judges what a peer sent when asked for `asked`. Peers pack nothing.
     pub fn judge(&self, asked: StorePathHash, narinfo: &[u8]) -> Result<Offer, Rejection> {
+        match self.judge_of_cache(asked, narinfo)? {
+            (offer, Packing::None) => Ok(offer),
+            (_, Packing::Zstd { .. }) => Err(Rejection::Compressed),
+        }
+    }
+
+    /// Judges what a plain cache sent, which may pack its NARs with zstd.
+    pub fn judge_of_cache(
+        &self,
+        asked: StorePathHash,
+        narinfo: &[u8],
+    ) -> Result<(Offer, Packing), Rejection> {
         let narinfo = Narinfo::parse(&self.store_dir, narinfo).map_err(Rejection::Malformed)?;
         let info = narinfo.info;
         let found = info.path.hash();
         if found != asked {
             return Err(Rejection::OtherPath { found, asked });
         }
-        if narinfo.compression != Compression::None {
-            return Err(Rejection::Compressed);
-        }
+        let packing = match narinfo.compression {
+            Compression::None => Packing::None,
+            Compression::Zstd => Packing::Zstd {
+                file_size: narinfo.file_size,
+            },
+            Compression::Other(_) => return Err(Rejection::Compressed),
+        };
         if info.nar_size > self.nar_limit {
             return Err(Rejection::TooLarge {
                 size: info.nar_size,
@@ -125,11 +144,12 @@ impl Trust {
             });
         }
         let proof = self.proof(&info)?;
-        Ok(Offer {
+        let offer = Offer {
             info,
             url: narinfo.url,
             proof,
-        })
+        };
+        Ok((offer, packing))
     }
 
     /// What vouches for `info`, if Nix would accept it.

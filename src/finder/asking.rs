@@ -6,18 +6,17 @@
 
 use std::{
     collections::VecDeque,
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use log::debug;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use super::{
     Finder, Found, Holder,
     acceptance::{Offer, Rejection},
+    race::Race,
     standing::{Expectation, Standing},
 };
 use crate::{
@@ -28,18 +27,13 @@ use crate::{
 };
 
 /// Candidates of one lookup that are asked for their narinfo at the same time.
-const ASKED_AT_ONCE: usize = 8;
+pub(super) const ASKED_AT_ONCE: usize = 8;
 
 /// From the first candidate of a lookup to the end of patience with all of them.
-const ANSWER_WITHIN: Duration = Duration::from_millis(450);
-
-/// A holder that gave a path a moment ago answers for its references faster than a question
-/// to the LAN and a narinfo would take. Once it is later than usual the LAN is asked as well;
-/// when nobody there has the path, it is waited for no longer than this.
-const EXPECTED_WITHIN: Duration = Duration::from_millis(100);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(450);
 
 /// Candidates of one lookup that are remembered; a LAN with more of them has holders enough.
-const CANDIDATES: usize = 16;
+pub(super) const CANDIDATES: usize = 16;
 
 /// Why a candidate's narinfo is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -75,9 +69,18 @@ pub(super) struct Miss {
     pub(super) unkept: bool,
 }
 
+/// Returns at that time, and for none at once: a timer takes up to a millisecond even if it is due,
+/// which is more than a narinfo takes.
+pub(super) async fn reached(at: Option<tokio::time::Instant>) {
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+}
+
 impl Finder {
-    /// Asks the LAN, except the peers in `tried`; what is found is remembered.
-    pub(super) async fn ask(
+    /// Asks the peers of the LAN, except those in `tried`; what is found is remembered. Those whose
+    /// summaries have it are asked at once: where summaries decide, no datagram names them.
+    pub(super) async fn ask_peers(
         &self,
         hash: StorePathHash,
         nar_hash: Option<NarHash>,
@@ -87,17 +90,21 @@ impl Finder {
         let standing = &self.0.memory.standing;
         let mut lookup = self.0.lan.lookup(hash);
         let mut candidates = Candidates::default();
-        let mut asked = FuturesUnordered::new();
+        let mut asked = Race::new(self, hash);
         let mut answering = true;
-        let mut next_at = tokio::time::Instant::now();
+        let mut next_at = None;
         // Until there is a candidate, the lookup itself is what ends.
         let mut give_up_at = None;
+        let probable = self.0.memory.summaries.consult(hash);
+        for peer in probable.into_iter().filter(|peer| !tried.contains(peer)) {
+            give_up_at.get_or_insert_with(|| tokio::time::Instant::now() + ANSWER_WITHIN);
+            candidates.add(peer, standing, nar_hash.is_some());
+        }
         let (address, offer) = loop {
             if asked.is_empty() && candidates.is_empty() && !answering {
                 return Err(miss);
             }
-            let room = !candidates.is_empty() && asked.len() < ASKED_AT_ONCE;
-            let end = give_up_at.unwrap_or(next_at);
+            let room = !candidates.is_empty() && asked.has_room();
             tokio::select! {
                 candidate = lookup.next(), if answering => match candidate {
                     Some(peer) if tried.contains(&peer) => {}
@@ -113,22 +120,27 @@ impl Finder {
                     if let Some(offer) = self.judge(peer, hash, nar_hash, result) {
                         break (peer, offer);
                     }
-                    next_at = tokio::time::Instant::now();
+                    if asked.is_empty() && candidates.is_empty() {
+                        // All of them have answered; the patience is with those who have not.
+                        give_up_at = None;
+                    }
+                    next_at = None;
                 }
-                () = sleep_until(next_at), if room => {
+                () = reached(next_at), if room => {
                     if let Some(peer) = candidates.next() {
                         if !asked.is_empty() {
                             self.0.memory.counters.hedged();
                         }
-                        asked.push(self.fetch(peer, hash));
-                        next_at = tokio::time::Instant::now() + standing.late_after(peer);
+                        asked.ask(peer);
+                        next_at = Some(tokio::time::Instant::now() + standing.late_after(peer));
                     }
                 }
-                () = sleep_until(end), if give_up_at.is_some() => {
+                () = reached(give_up_at), if give_up_at.is_some() => {
                     for peer in &candidates.asked {
                         self.0.memory.counters.refused("late");
                         standing.failed(Instant::now(), *peer);
                     }
+                    asked.break_off();
                     return Err(Miss { unkept: true });
                 }
             }
@@ -136,49 +148,7 @@ impl Finder {
         Ok(self.remember(hash, address, offer, candidates.rest()))
     }
 
-    /// The path, from the LAN or from our own store. The holder of a path that refers to it, if
-    /// there is one in good standing, is asked first.
-    pub(super) async fn find(&self, hash: StorePathHash) -> Option<Found> {
-        let memory = &self.0.memory;
-        let now = Instant::now();
-        let expected = memory.expected.take(now, hash);
-        let good = |peer: &PeerAddr| memory.standing.expect(now, *peer) == Expectation::Good;
-        let Some(peer) = expected.filter(good) else {
-            return self.ask_all(hash).await;
-        };
-        // It is a lookup all the same: the neighbours stay awake, or wake up.
-        self.0.lan.stir();
-        let mut first = pin!(async {
-            let (_, result) = self.fetch(peer, hash).await;
-            let offer = self.judge(peer, hash, None, result)?;
-            Some(self.remember(hash, peer, offer, std::iter::empty()))
-        });
-        match timeout(memory.standing.late_after(peer), first.as_mut()).await {
-            Ok(Some(found)) => return Some(found),
-            Ok(None) => return self.ask_all(hash).await,
-            Err(_) => memory.counters.hedged(),
-        }
-        tokio::select! {
-            Some(found) = first.as_mut() => Some(found),
-            found = self.ask_all(hash) => match found {
-                Some(found) => Some(found),
-                None => {
-                    let left = EXPECTED_WITHIN.saturating_sub(now.elapsed());
-                    timeout(left, first).await.ok().flatten()
-                }
-            }
-        }
-    }
-
-    /// Asks the LAN, then our own store.
-    async fn ask_all(&self, hash: StorePathHash) -> Option<Found> {
-        match self.ask(hash, None, &[]).await {
-            Ok(found) => Some(found),
-            Err(_) => self.own(hash, None).await,
-        }
-    }
-
-    fn remember(
+    pub(super) fn remember(
         &self,
         hash: StorePathHash,
         address: PeerAddr,
@@ -187,10 +157,12 @@ impl Finder {
     ) -> Found {
         let Offer { info, url, proof } = offer;
         let others = others.map(Holder::Unproven);
-        self.0
-            .memory
+        let memory = &self.0.memory;
+        memory.summaries.found(address);
+        let covered = memory.summaries.cover_all();
+        memory
             .expected
-            .references(Instant::now(), &info, address);
+            .references(Instant::now(), &info, address, covered);
         let holders = std::iter::once(Holder::Peer { address, url })
             .chain(others)
             .collect();
@@ -199,10 +171,7 @@ impl Finder {
             proof,
             holders,
         };
-        self.0
-            .memory
-            .known
-            .insert(Instant::now(), hash, found.clone());
+        memory.known.insert(Instant::now(), hash, found.clone());
         found
     }
 
@@ -211,28 +180,31 @@ impl Finder {
         &self,
         peer: PeerAddr,
         hash: StorePathHash,
-    ) -> (PeerAddr, Result<Offer, Refused>) {
+    ) -> Result<Offer, Refused> {
         let path = format!("local/{hash}.narinfo");
         let asked = Instant::now();
-        let offer = match self
-            .0
-            .client
-            .narinfo(peer, &path, self.limits().narinfo.bytes())
-            .await
-        {
-            Ok(body) => {
-                let standing = &self.0.memory.standing;
-                standing.answered(peer, asked.elapsed());
-                let judged = self.0.trust.judge(hash, &body);
-                judged.map_err(|source| Refused::Rejected { peer, source })
-            }
-            Err(error) => Err(error.into()),
-        };
-        (peer, offer)
+        let limit = self.limits().narinfo.bytes();
+        let body = self.client().narinfo(peer, &path, limit).await?;
+        self.memory().standing.answered(peer, asked.elapsed());
+        let judged = self.0.trust.judge(hash, &body);
+        judged.map_err(|source| Refused::Rejected { peer, source })
+    }
+
+    /// Holds an answer against what the summary of that peer says.
+    pub(super) fn account_for_summary(
+        &self,
+        hash: StorePathHash,
+        (peer, result): &(PeerAddr, Result<Offer, Refused>),
+    ) {
+        let absent = matches!(result, Err(Refused::Peer(PeerError::Status { .. })));
+        let summaries = &self.memory().summaries;
+        if summaries.answered(Instant::now(), *peer, hash, !absent) {
+            self.0.lan.set_summaries(&summaries.stamps());
+        }
     }
 
     /// Takes an offer, or accounts for what was wrong with it.
-    fn judge(
+    pub(super) fn judge(
         &self,
         peer: PeerAddr,
         hash: StorePathHash,

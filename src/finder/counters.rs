@@ -20,6 +20,11 @@ pub struct Counters {
     corrupt: AtomicU64,
     failovers: AtomicU64,
     hedged: AtomicU64,
+    summaries: AtomicU64,
+    summaries_refused: AtomicU64,
+    prefetched: AtomicU64,
+    prefetch_used: AtomicU64,
+    prefetch_dropped: AtomicU64,
     /// Keyed by our own words (`Rejection::KINDS`, `PeerError::kind`), so bounded.
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -42,6 +47,16 @@ pub struct CountersSnapshot {
     pub failovers: u64,
     /// Narinfos asked of one more peer because the one before was later than usual.
     pub hedged: u64,
+    /// Summaries of peers fetched, or what was new in them.
+    pub summaries: u64,
+    /// Summaries of peers that did not come, or were of no use.
+    pub summaries_refused: u64,
+    /// Narinfos fetched before Nix asked for them.
+    pub prefetched: u64,
+    /// Those of them that it has asked for.
+    pub prefetch_used: u64,
+    /// References that were not asked for ahead: too many, or Nix had gone.
+    pub prefetch_dropped: u64,
     /// Narinfos and peers refused, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }
@@ -72,6 +87,26 @@ impl Counters {
         self.hedged.fetch_add(1, Relaxed);
     }
 
+    pub(super) fn summary<T, E>(&self, outcome: &Result<T, E>) {
+        let count = match outcome {
+            Ok(_) => &self.summaries,
+            Err(_) => &self.summaries_refused,
+        };
+        count.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn prefetched(&self) {
+        self.prefetched.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn prefetch_used(&self) {
+        self.prefetch_used.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn prefetch_dropped(&self) {
+        self.prefetch_dropped.fetch_add(1, Relaxed);
+    }
+
     pub(super) fn received(&self, bytes: u64) {
         self.nar_bytes.fetch_add(bytes, Relaxed);
     }
@@ -90,6 +125,11 @@ impl Counters {
             corrupt: self.corrupt.load(Relaxed),
             failovers: self.failovers.load(Relaxed),
             hedged: self.hedged.load(Relaxed),
+            summaries: self.summaries.load(Relaxed),
+            summaries_refused: self.summaries_refused.load(Relaxed),
+            prefetched: self.prefetched.load(Relaxed),
+            prefetch_used: self.prefetch_used.load(Relaxed),
+            prefetch_dropped: self.prefetch_dropped.load(Relaxed),
             refused: self
                 .refused
                 .lock()

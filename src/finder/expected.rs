@@ -1,6 +1,7 @@
 //! Where the next path will be found: whoever holds a path holds all that it refers to, and
 //! Nix asks for those next. So they are asked for there at once, without a question to the LAN;
-//! but for one in eleven, so that other holders are heard of and take their part.
+//! but for one in eleven, so that other holders are heard of and take their part,
+//! unless all of them have told what they share.
 
 use std::{
     num::NonZeroUsize,
@@ -32,8 +33,15 @@ impl Default for Expected {
 }
 
 impl Expected {
-    /// `holder` has given `info` at `now`, so it has its references.
-    pub(super) fn references(&self, now: Instant, info: &PathInfo, holder: PeerAddr) {
+    /// `holder` has given `info` at `now`, so it has its references; `covered`: who else has them is
+    /// known without a question.
+    pub(super) fn references(
+        &self,
+        now: Instant,
+        info: &PathInfo,
+        holder: PeerAddr,
+        covered: bool,
+    ) {
         let mut expected = self.lock();
         let others = info
             .references
@@ -41,10 +49,15 @@ impl Expected {
             .filter(|reference| **reference != info.path);
         for hash in others
             .map(StorePath::hash)
-            .filter(|hash| !is_for_all(*hash))
+            .filter(|hash| covered || !is_for_all(*hash))
         {
             expected.put(hash, (now, holder));
         }
+    }
+
+    /// Whether it is known who should have `hash`.
+    pub(super) fn has(&self, hash: StorePathHash) -> bool {
+        self.lock().contains(&hash)
     }
 
     /// Who should have `hash`; asked once.
@@ -91,15 +104,25 @@ mod tests {
             signatures: Vec::new(),
             ca: None,
         };
-        expected.references(now, &info, holder);
+        expected.references(now, &info, holder, false);
         let taken: Vec<_> = digits
             .chars()
             .filter_map(|last| expected.take(now, path(2, last).hash()))
             .collect();
         assert_eq!(taken, [holder; 29]);
+        expected.references(now, &info, holder, true);
+        assert!(
+            digits
+                .chars()
+                .all(|last| expected.has(path(2, last).hash())),
+            "all of them where no question is needed"
+        );
+        for last in digits.chars() {
+            expected.take(now, path(2, last).hash()).expect("expected");
+        }
         assert_eq!(expected.take(now, path(2, '2').hash()), None, "asked once");
         assert_eq!(expected.take(now, info.path.hash()), None, "not itself");
-        expected.references(now, &info, holder);
+        expected.references(now, &info, holder, false);
         assert_eq!(
             expected.take(now + FRESH_FOR, path(2, '2').hash()),
             None,

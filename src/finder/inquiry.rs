@@ -138,7 +138,11 @@ async fn inquire(case: &Case) {
         Ok(found) => found.holders.into(),
         Err(_) => Vec::new(),
     };
-    holders.extend(suspects.into_iter().map(Holder::Unproven));
+    holders.extend(
+        suspects
+            .into_iter()
+            .map(|suspect| finder.holder_at(suspect)),
+    );
     holders.push(Holder::Own);
     let beginnings = evidence.beginnings();
     for holder in holders {
@@ -175,7 +179,9 @@ pub(super) async fn examine(
         .prove(holder, info)
         .await
         .map_err(|(_, error)| error)?;
+    let turn = finder.opening_turn(&proved).await;
     let mut body = finder.open(&proved, info, 0..info.nar_size).await?;
+    drop(turn);
     let mut examination = Examination::new(beginnings);
     loop {
         let next = tokio::time::timeout(stall, body.next()).await;
@@ -254,7 +260,7 @@ impl Finder {
             found,
             evidence,
         };
-        if self.0.inquiries.try_send(case).is_err() {
+        if self.0.background.inquiries.try_send(case).is_err() {
             info!(hash:% = hash, reason = "wrong-bytes"; "too many wrong NARs: who sent that of {hash} is not found out");
         }
     }

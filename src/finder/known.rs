@@ -14,7 +14,8 @@ use lru::LruCache;
 use super::acceptance::Proof;
 use crate::{
     format::{NarHash, PathInfo, StorePathHash, narinfo::NarUrl},
-    protocol::PeerAddr,
+    peer::Packing,
+    protocol::{PeerAddr, PlainCache},
 };
 
 /// Nix asks for up to a few thousand narinfos before the first NAR; an entry takes about 1 KiB.
@@ -35,6 +36,17 @@ pub enum Holder {
     },
     /// A peer that said it has the path; its narinfo was not needed so far.
     Unproven(PeerAddr),
+    /// A plain cache whose narinfo was verified.
+    Cache {
+        /// Which.
+        cache: Arc<PlainCache>,
+        /// Where it keeps the NAR.
+        url: NarUrl,
+        /// In which form.
+        packing: Packing,
+    },
+    /// A plain cache that may have the path.
+    UnprovenCache(Arc<PlainCache>),
     /// The store of this machine.
     Own,
 }
@@ -44,7 +56,16 @@ impl Holder {
     pub fn address(&self) -> Option<PeerAddr> {
         match self {
             Self::Peer { address, .. } | Self::Unproven(address) => Some(*address),
+            Self::Cache { cache, .. } | Self::UnprovenCache(cache) => Some(cache.address),
             Self::Own => None,
+        }
+    }
+
+    /// Whether its NAR can be read from its start only, as far as we know.
+    pub(super) fn is_packed(&self) -> bool {
+        match self {
+            Self::Cache { packing, .. } => *packing != Packing::None,
+            Self::Peer { .. } | Self::Unproven(_) | Self::UnprovenCache(_) | Self::Own => false,
         }
     }
 }

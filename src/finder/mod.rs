@@ -9,14 +9,20 @@
 pub mod acceptance;
 mod asking;
 pub mod budget;
+mod cache_asking;
+pub mod caches;
 mod counters;
 mod expected;
+mod finding;
 pub mod inquiry;
 pub mod known;
 mod opening;
 mod patience;
+pub mod prefetch;
+mod race;
 pub mod standing;
 pub mod stream;
+pub mod summaries;
 
 use std::{
     collections::VecDeque,
@@ -32,17 +38,21 @@ use crate::{
     format::{NarHash, PathInfo, StorePathHash},
     lan::{self, LanHandle},
     peer::Client,
-    protocol::discovery::PeerInfo,
+    protocol::{discovery::PeerInfo, summary::Stamp},
     store::{LocalStore, SharePolicy},
 };
 
 use acceptance::Trust;
+use caches::Caches;
 pub use counters::{Counters, CountersSnapshot};
 use expected::Expected;
 use known::{Found, Holder, Known};
 use patience::Patience;
+use prefetch::Prefetched;
+use race::Hearings;
 use standing::Standing;
 pub use stream::{NarStream, StreamError};
+use summaries::Summaries;
 
 /// Pause between two lookups for a NAR whose holder may be restarting.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(150);
@@ -57,6 +67,8 @@ pub struct Holdings {
     pub store: LocalStore,
     /// What leaves the machine.
     pub share: Arc<SharePolicy>,
+    /// The number of that rule, for summaries.
+    pub rule: u64,
 }
 
 /// What survives a reload of the settings.
@@ -65,10 +77,25 @@ pub struct Memory {
     known: Arc<Known>,
     expected: Arc<Expected>,
     patience: Arc<Patience>,
+    /// The plain caches.
+    pub caches: Arc<Caches>,
+    prefetched: Arc<Prefetched>,
+    hearings: Arc<Hearings>,
+    /// What peers share.
+    pub summaries: Arc<Summaries>,
     /// How peers behaved.
     pub standing: Arc<Standing>,
     /// What was done so far.
     pub counters: Arc<Counters>,
+}
+
+/// The ways to the tasks that work for the finder.
+#[derive(Debug, Clone)]
+pub struct Background {
+    /// Where it is found out who sent wrong bytes.
+    pub inquiries: mpsc::Sender<inquiry::Case>,
+    /// Where the references of what Nix was given are asked for.
+    pub prefetches: mpsc::Sender<prefetch::Errand>,
 }
 
 /// Finds paths. Cheap to clone; a reload makes a new one with the same [`Memory`].
@@ -83,8 +110,7 @@ struct Inner {
     trust: Trust,
     limits: Limits,
     memory: Memory,
-    /// Where it is found out who sent wrong bytes.
-    inquiries: mpsc::Sender<inquiry::Case>,
+    background: Background,
 }
 
 impl Finder {
@@ -96,7 +122,7 @@ impl Finder {
         trust: Trust,
         limits: Limits,
         memory: Memory,
-        inquiries: mpsc::Sender<inquiry::Case>,
+        background: Background,
     ) -> Self {
         Self(Arc::new(Inner {
             lan,
@@ -105,7 +131,7 @@ impl Finder {
             trust,
             limits,
             memory,
-            inquiries,
+            background,
         }))
     }
 
@@ -114,9 +140,24 @@ impl Finder {
         &self.0.holdings
     }
 
+    /// Whose summaries ours are; the generation is not looked up.
+    pub fn stamp(&self) -> Stamp {
+        Stamp {
+            instance: self.0.lan.instance(),
+            rule: self.0.holdings.rule,
+            generation: 0,
+        }
+    }
+
     /// How peers behaved, and what was done so far.
     pub fn memory(&self) -> &Memory {
         &self.0.memory
+    }
+
+    /// The client, with no connection from before our networks were interrupted.
+    fn client(&self) -> &Client {
+        self.0.client.renew(self.0.lan.interruptions());
+        &self.0.client
     }
 
     fn limits(&self) -> &Limits {
@@ -136,13 +177,19 @@ impl Finder {
     /// Nix is about to ask: wakes the neighbours.
     pub fn stir(&self) {
         self.0.lan.stir();
+        self.0.memory.caches.stir(Instant::now());
     }
 
     /// The facts of a path that Nix will accept: from the LAN, else from our own store.
     pub async fn narinfo(&self, hash: StorePathHash) -> Option<Arc<PathInfo>> {
+        let (memory, now) = (&self.0.memory, Instant::now());
+        memory.summaries.asked(now);
+        memory.prefetched.asked(now);
         let found = self.find(hash).await;
-        self.0.memory.counters.lookup(found.is_some());
-        Some(found?.info)
+        memory.counters.lookup(found.is_some());
+        let found = found?;
+        self.prefetch(&found);
+        Some(found.info)
     }
 
     /// A path whose NAR can be opened, known from its narinfo or asked for again; with
@@ -190,7 +237,7 @@ impl Finder {
 
     /// What our own store has of it, if it may be shared and Nix would accept it.
     async fn own(&self, hash: StorePathHash, nar_hash: Option<NarHash>) -> Option<Found> {
-        let Holdings { store, share } = &self.0.holdings;
+        let Holdings { store, share, .. } = &self.0.holdings;
         let info = match store.shared(hash, share).await {
             Ok(info) => info?,
             Err(error) => {

@@ -1,16 +1,21 @@
-//! Opens a NAR at one holder: a verified peer, one that only said it has the path, or our
-//! own store.
+//! Opens a NAR at one holder: a verified peer, one that only said it has the path, a plain cache,
+//! or our own store.
 
-use std::{ops::Range, pin::Pin, time::Duration};
+use std::{
+    ops::Range,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Finder, Holder, Holdings, acceptance::Offer, asking::Refused};
 use crate::{
-    format::{PathInfo, narinfo::NarUrl},
+    format::PathInfo,
     peer::{NarBody, PeerError},
-    protocol::PeerAddr,
     store::{NarError, StoreError},
 };
 
@@ -32,6 +37,8 @@ pub(super) enum HolderError {
     Stalled { after: Duration },
     #[error("silent for {} ms, and nobody else has it", after.as_millis())]
     Silent { after: Duration },
+    #[error("asked for as many NARs as it is asked for at a time, for {} ms", after.as_millis())]
+    Busy { after: Duration },
     #[error("its bytes have no end")]
     NoEnd,
     #[error("others are quicker")]
@@ -59,6 +66,7 @@ impl HolderError {
             Self::OtherNar => "other-nar",
             Self::Unproven => "unproven",
             Self::Stalled { .. } | Self::Silent { .. } => "stalled",
+            Self::Busy { .. } => "busy",
             Self::NoEnd => "wrong-length",
             Self::Slow { .. } | Self::Overtaken => "slow",
             Self::WithoutRanges => "without-ranges",
@@ -71,7 +79,8 @@ impl HolderError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Peer(error) | Self::Refused(Refused::Peer(error)) => error.may_pass(),
-            Self::Stalled { .. } | Self::Overtaken | Self::WithoutRanges => true,
+            Self::Stalled { .. } | Self::Busy { .. } => true,
+            Self::Overtaken | Self::WithoutRanges => true,
             // One that was slow beside others may be the only one that is left.
             Self::Slow { alone, .. } => !alone,
             Self::Refused(Refused::Rejected { .. }) | Self::OtherNar | Self::Unproven => false,
@@ -88,17 +97,50 @@ impl Finder {
         holder: Holder,
         info: &PathInfo,
     ) -> Result<Holder, (Holder, HolderError)> {
-        let Holder::Unproven(address) = holder else {
-            return Ok(holder);
+        let hash = info.path.hash();
+        let proved = match &holder {
+            Holder::Peer { .. } | Holder::Cache { .. } | Holder::Own => return Ok(holder),
+            Holder::Unproven(address) => {
+                let fetched = self.fetch(*address, hash).await;
+                fetched.map(|Offer { info, url, .. }| {
+                    let address = *address;
+                    (info, Holder::Peer { address, url })
+                })
+            }
+            Holder::UnprovenCache(cache) => {
+                let fetched = self.fetch_of_cache(cache, hash).await;
+                fetched.map(|(Offer { info, url, .. }, packing)| {
+                    let cache = Arc::clone(cache);
+                    (
+                        info,
+                        Holder::Cache {
+                            cache,
+                            url,
+                            packing,
+                        },
+                    )
+                })
+            }
         };
-        match self.fetch(address, info.path.hash()).await.1 {
-            Ok(Offer {
-                info: theirs, url, ..
-            }) if (theirs.nar_hash, theirs.nar_size) == (info.nar_hash, info.nar_size) => {
-                Ok(Holder::Peer { address, url })
+        match proved {
+            Ok((theirs, proved))
+                if (theirs.nar_hash, theirs.nar_size) == (info.nar_hash, info.nar_size) =>
+            {
+                Ok(proved)
             }
             Ok(_) => Err((holder, HolderError::OtherNar)),
             Err(refused) => Err((holder, refused.into())),
+        }
+    }
+
+    /// The turn of a NAR that is to be opened at `holder`, to be kept until it is open. How long that
+    /// takes is not up to the holder.
+    pub(super) async fn opening_turn(&self, holder: &Holder) -> Option<OwnedSemaphorePermit> {
+        match holder {
+            Holder::Cache { cache, .. } | Holder::UnprovenCache(cache) => {
+                self.memory().caches.opening_turn(cache).await
+            }
+            Holder::Peer { .. } | Holder::Unproven(_) | Holder::Own => None,
         }
     }
 
@@ -110,13 +152,15 @@ impl Finder {
         range: Range<u64>,
     ) -> Result<Body, HolderError> {
         match holder {
-            Holder::Peer { address, url } => {
-                let body = self.peer_nar(*address, url, info, range).await?;
+            Holder::Peer { .. }
+            | Holder::Cache { .. }
+            | Holder::Unproven(_)
+            | Holder::UnprovenCache(_) => {
+                let body = self.remote_nar(holder, info, range).await?;
                 Ok(Box::pin(body.map(|piece| Ok(piece?))))
             }
-            Holder::Unproven(_) => Err(HolderError::Unproven),
             Holder::Own => {
-                let Holdings { store, share } = self.holdings();
+                let Holdings { store, share, .. } = self.holdings();
                 let ours = store
                     .shared(info.path.hash(), share)
                     .await?
@@ -130,17 +174,34 @@ impl Finder {
         }
     }
 
-    /// The bytes of `range` at a peer.
-    pub(super) async fn peer_nar(
+    /// The bytes of `range` at a peer or a plain cache that was proved.
+    pub(super) async fn remote_nar(
         &self,
-        address: PeerAddr,
-        url: &NarUrl,
+        holder: &Holder,
         info: &PathInfo,
         range: Range<u64>,
-    ) -> Result<NarBody, PeerError> {
-        let client = &self.0.client;
-        client
-            .nar(address, url.as_str(), range, info.nar_size)
-            .await
+    ) -> Result<NarBody, HolderError> {
+        let client = self.client();
+        let size = info.nar_size;
+        match holder {
+            Holder::Peer { address, url } => {
+                Ok(client.nar(*address, url.as_str(), range, size).await?)
+            }
+            Holder::Cache {
+                cache,
+                url,
+                packing,
+            } => {
+                let asked = Instant::now();
+                let opened = client.cache_nar(cache, url, *packing, range, size).await;
+                if let Err(PeerError::Connect { .. }) = &opened {
+                    self.cache_failed(cache, asked);
+                }
+                Ok(opened?)
+            }
+            Holder::Unproven(_) | Holder::UnprovenCache(_) | Holder::Own => {
+                Err(HolderError::Unproven)
+            }
+        }
     }
 }

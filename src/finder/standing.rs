@@ -173,10 +173,19 @@ impl Standing {
 
     /// After how long a narinfo of `peer` is later than usual.
     pub fn late_after(&self, peer: PeerAddr) -> Duration {
-        let usual = self.lock().get(&peer).and_then(|record| record.usual);
-        usual.map_or(LONGEST_USUAL, |usual| {
-            (usual.mean + usual.deviation * 4).clamp(SHORTEST_USUAL, LONGEST_USUAL)
-        })
+        let usual = self.usual(peer).unwrap_or(LONGEST_USUAL);
+        usual.clamp(SHORTEST_USUAL, LONGEST_USUAL)
+    }
+
+    /// How long nearly all narinfos of `peer` take, if that is known.
+    pub fn usual(&self, peer: PeerAddr) -> Option<Duration> {
+        let usual = self.lock().get(&peer)?.usual?;
+        Some(usual.mean + usual.deviation * 4)
+    }
+
+    /// How long narinfos of `peer` take on average, if that is known.
+    pub fn mean(&self, peer: PeerAddr) -> Option<Duration> {
+        Some(self.lock().get(&peer)?.usual?.mean)
     }
 
     /// Forgets all bans and failures, because the owner says so. Returns how many bans.

@@ -108,7 +108,8 @@ pub const fn is_digit(byte: u8) -> bool {
     DIGITS[byte as usize] != NO_DIGIT
 }
 
-fn characters(bytes: &[u8]) -> impl Iterator<Item = char> {
+/// The digits of `bytes`, all of them ASCII.
+pub(super) fn characters(bytes: &[u8]) -> impl Iterator<Item = char> {
     (0..encoded_len(bytes.len())).rev().map(|group| {
         let (at, shift) = (group * 5 / 8, group * 5 % 8);
         let next = bytes.get(at + 1).copied().unwrap_or(0);

@@ -143,6 +143,8 @@ pub struct Narinfo {
     pub url: NarUrl,
     /// How it is compressed there.
     pub compression: Compression,
+    /// How many bytes the file there has, if the cache says so. Not printed.
+    pub file_size: Option<u64>,
 }
 
 impl Narinfo {
@@ -254,7 +256,8 @@ struct Fields {
     deriver: Option<Option<StorePath>>,
     ca: Option<Option<ContentAddress>>,
     signatures: Vec<Signature>,
-    /// Of the compressed file, which we never fetch: looked at for being well-formed only.
+    /// Of the file at `URL`, compressed or not. Its hash is of no use to us: that of the NAR is
+    /// checked.
     file_size: Option<u64>,
     file_hash: Option<()>,
 }
@@ -340,6 +343,7 @@ impl Fields {
             },
             url: self.url.ok_or(missing("URL"))?,
             compression: self.compression.unwrap_or_default(),
+            file_size: self.file_size,
         })
     }
 }

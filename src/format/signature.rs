@@ -241,6 +241,13 @@ impl TrustedKeys {
         })
     }
 
+    /// The keys, in no order: name, and the 32 bytes of the point.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8; 32])> {
+        self.by_name
+            .iter()
+            .flat_map(|(name, keys)| keys.iter().map(|key| (&**name, key.as_bytes())))
+    }
+
     /// Number of keys.
     pub fn len(&self) -> usize {
         self.by_name.values().map(Vec::len).sum()

@@ -13,6 +13,9 @@ const MAX_NAME_BYTES: usize = 211;
 /// Length of the hash part of a base name, in characters.
 const HASH_CHARACTERS: usize = 32;
 
+/// The bytes that it stands for.
+const HASH_BYTES: usize = 20;
+
 /// Why a text is not a store path (or a part of one).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StorePathError {
@@ -132,6 +135,24 @@ impl StorePathHash {
                 position,
             })),
         }
+    }
+
+    /// The 160 bits that the characters stand for.
+    #[expect(
+        clippy::expect_used,
+        reason = "32 digits are 20 whole bytes, and all constructors take digits only"
+    )]
+    pub fn to_raw(self) -> [u8; HASH_BYTES] {
+        base32::decode(&self.0).expect("32 digits")
+    }
+
+    /// The characters for 160 bits.
+    pub fn from_raw(raw: [u8; HASH_BYTES]) -> Self {
+        let mut characters = [b'0'; HASH_CHARACTERS];
+        for (character, digit) in characters.iter_mut().zip(base32::characters(&raw)) {
+            *character = digit as u8;
+        }
+        Self(characters)
     }
 
     /// The characters.

@@ -174,12 +174,13 @@ async fn converse(stream: TcpStream, client: Client, app: Arc<App>, holds: Holds
         let app = Arc::clone(&app);
         let progress = Arc::clone(&progress);
         let holds = Arc::clone(&holds);
-        async move {
+        // Hyper keeps room for one answer in each connection, also in one that never asks.
+        Box::pin(async move {
             let answer = app.respond(client, holds.loopback(), request).await;
             let is_nar = answer.headers().contains_key(super::answer::PEER);
             let pace = (is_nar && !loopback).then(|| NarUnderWay::new(progress));
             Ok::<_, std::convert::Infallible>(answer.map(|body| body.at_pace(pace)))
-        }
+        })
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -30,6 +30,7 @@ pub(super) fn print(dir: &StoreDir, prefix: &'static str, info: PathInfo) -> Ans
         info,
         url,
         compression: Compression::None,
+        file_size: None,
     };
     content("text/x-nix-narinfo", narinfo.print(dir))
 }

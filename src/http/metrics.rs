@@ -1,6 +1,6 @@
 //! `/metrics`: the same totals for Prometheus, in the OpenMetrics text format.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use prometheus_client::{
     collector::Collector,
@@ -14,7 +14,13 @@ use super::{
     answer::{Answer, content},
     counters,
 };
-use crate::{finder, lan};
+use crate::{
+    finder::{
+        self,
+        caches::{CacheState, CacheStatus},
+    },
+    lan,
+};
 
 pub(super) fn answer(app: &App, service: &Service) -> Answer {
     let totals = Totals {
@@ -23,6 +29,9 @@ pub(super) fn answer(app: &App, service: &Service) -> Answer {
         found: service
             .finder()
             .map(|finder| finder.memory().counters.snapshot()),
+        caches: service.finder().map_or_else(Vec::new, |finder| {
+            finder.memory().caches.status(Instant::now())
+        }),
         lan: service.finder().map(|finder| finder.lan_counters()),
         peers: service.finder().map_or(0, |finder| finder.peers().len()),
     };
@@ -45,6 +54,7 @@ struct Totals {
     served: counters::CountersSnapshot,
     ready: bool,
     found: Option<finder::CountersSnapshot>,
+    caches: Vec<CacheStatus>,
     lan: Option<lan::Counters>,
     peers: usize,
 }
@@ -133,6 +143,35 @@ impl Collector for Totals {
                 "Narinfos asked of one more peer because one was late",
                 found.hedged,
             )?;
+            for (name, help, value) in [
+                (
+                    "summaries",
+                    "Summaries of peers fetched, or what was new in them",
+                    found.summaries,
+                ),
+                (
+                    "summaries_refused",
+                    "Summaries of peers that did not come or were of no use",
+                    found.summaries_refused,
+                ),
+                (
+                    "prefetched_narinfos",
+                    "Narinfos fetched before Nix asked for them",
+                    found.prefetched,
+                ),
+                (
+                    "prefetched_narinfos_used",
+                    "Narinfos fetched before Nix asked, which it then did",
+                    found.prefetch_used,
+                ),
+                (
+                    "prefetches_dropped",
+                    "References not asked for ahead: too many, or Nix had gone",
+                    found.prefetch_dropped,
+                ),
+            ] {
+                counter(encoder, name, help, value)?;
+            }
             let refused = found.refused.iter();
             family(
                 encoder,
@@ -141,6 +180,7 @@ impl Collector for Totals {
                 refused.map(|(reason, count)| ([("reason", (*reason).to_owned())], *count)),
             )?;
         }
+        self.encode_caches(encoder)?;
         if let Some(lan) = &self.lan {
             counter(encoder, "datagrams_sent", "UDP datagrams sent", lan.io.sent)?;
             counter(
@@ -148,6 +188,25 @@ impl Collector for Totals {
                 "datagrams_received",
                 "UDP datagrams received",
                 lan.discovery.received,
+            )?;
+            let ended = lan.discovery.ended().into_iter();
+            family(
+                encoder,
+                "lookups_ended",
+                "Questions to the LAN that ended, by how",
+                ended.map(|(how, count)| ([("how", how.to_owned())], count)),
+            )?;
+            counter(
+                encoder,
+                "asks_repeated",
+                "Questions sent again to peers that were silent",
+                lan.discovery.repeated,
+            )?;
+            counter(
+                encoder,
+                "probes",
+                "Broadcasts to hear of what is new where summaries decide",
+                lan.discovery.probes,
             )?;
             counter(
                 encoder,
@@ -170,6 +229,37 @@ impl Collector for Totals {
             )?;
         }
         Ok(())
+    }
+}
+
+impl Totals {
+    fn encode_caches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut states = encoder.encode_descriptor(
+            "caches",
+            "Plain binary caches known, by state",
+            None,
+            MetricType::Gauge,
+        )?;
+        for state in CacheState::ALL {
+            let count = self.caches.iter().filter(|cache| cache.state == state);
+            let count = i64::try_from(count.count()).unwrap_or(i64::MAX);
+            ConstGauge::new(count).encode(states.encode_family(&[("state", state.as_str())])?)?;
+        }
+        let answers = self.caches.iter().flat_map(|cache| {
+            let kinds = cache.answers.by_kind().into_iter();
+            kinds.map(|(answer, count)| {
+                (
+                    [("cache", cache.url.clone()), ("answer", answer.to_owned())],
+                    count,
+                )
+            })
+        });
+        family(
+            encoder,
+            "cache_answers",
+            "Narinfo lookups at plain binary caches, by cache and what came of them",
+            answers,
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/status`: what this daemon does and knows, as JSON, for people and `peerix status`.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use serde_json::{Value, json};
 
@@ -36,6 +36,7 @@ fn describe(finder: &Finder, status: &mut Value) {
     let peers = finder.peers().into_iter();
     status["holdings"] = finder.holdings().store.status().to_string().into();
     status["fetched"] = json!(memory.counters.snapshot());
+    status["caches"] = json!(memory.caches.status(Instant::now()));
     status["banned"] = json!(memory.standing.bans(Instant::now()));
     status["peers"] = peers
         .map(|peer| {
@@ -46,7 +47,10 @@ fn describe(finder: &Finder, status: &mut Value) {
                 "static": peer.is_static,
                 "has-answered": peer.has_answered,
                 "heard-seconds-ago": peer.heard.map(|heard| heard.as_secs()),
+                "version": peer.about.map(|about| about.version),
                 "generation": peer.about.map(|about| about.generation),
+                "waited-for": peer.is_waited_for,
+                "covered": peer.is_covered,
             })
         })
         .collect();
@@ -54,6 +58,9 @@ fn describe(finder: &Finder, status: &mut Value) {
     status["discovery"] = json!({
         "bursts": lan.discovery.bursts,
         "lookups": lan.discovery.lookups,
+        "lookups-ended": json!(BTreeMap::from_iter(lan.discovery.ended())),
+        "asks-repeated": lan.discovery.repeated,
+        "probes": lan.discovery.probes,
         "datagrams-sent": lan.io.sent,
         "datagrams-received": lan.discovery.received,
         "answered-present": lan.io.answered_present,

@@ -28,9 +28,9 @@ pub struct IoCounters {
     pub receive_errors: u64,
     /// Questions dropped because the store is behind.
     pub questions_dropped: u64,
-    /// Questions answered with a path.
+    /// Paths that were asked for and are here.
     pub answered_present: u64,
-    /// Questions answered with no.
+    /// Paths that were asked for and are not, or not shared.
     pub answered_absent: u64,
 }
 
@@ -65,8 +65,8 @@ impl Atomics {
 pub(super) struct Count(AtomicU64);
 
 impl Count {
-    pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn add(&self, count: usize) {
+        self.0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     fn read(&self) -> u64 {

@@ -23,22 +23,22 @@ use crate::{
     config::Config,
     format::StorePathHash,
     protocol::{
-        self, Action, Discovery, Origin, Packet,
+        self, Action, Discovery, Held, Origin, Packet,
         discovery::{PeerInfo, Saved},
     },
 };
 
-/// A peer asks whether we have a path; [`LanHandle::answer`] answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A peer asks which of some paths we have; [`LanHandle::answer`] answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     inner: protocol::Question,
     socket: usize,
 }
 
 impl Question {
-    /// The path it asks for.
-    pub fn hash(&self) -> StorePathHash {
-        self.inner.hash
+    /// The paths it asks for, at least one.
+    pub fn hashes(&self) -> &[StorePathHash] {
+        self.inner.wanted.hashes()
     }
 
     /// Who asks.
@@ -100,19 +100,33 @@ impl LanHandle {
         Lookup::new(events, None)
     }
 
-    /// Answers a peer, now or not at all; `held`: the path is here and shared.
-    pub fn answer(&self, question: &Question, held: bool) {
+    /// Answers a peer, soon or not at all; `held`: for each path whether it is here and shared.
+    pub fn answer(&self, question: &Question, held: Held) {
         let io = &self.shared.io;
-        let count = if held {
-            &io.answered_present
-        } else {
-            &io.answered_absent
+        let present = held.numbers().count();
+        io.answered_present.add(present);
+        io.answered_absent.add(held.count() - present);
+        let inner = &question.inner;
+        let (to, packet) = match inner.answer(!held.is_empty(), self.shared.http_port) {
+            Some(packet) => (inner.from, packet),
+            None => {
+                let mut state = self.shared.lock();
+                let reply = state.core.answer(Instant::now(), inner, held);
+                drop(state);
+                self.shared.wake.notify_one();
+                match reply {
+                    Some(Action::Reply { to, packet }) => (to, packet),
+                    _ => return,
+                }
+            }
         };
-        count.add();
-        let packet = question.inner.answer(held, self.shared.http_port);
         let socket = self.shared.sockets.get(question.socket);
-        self.shared
-            .answer_through(socket, question.inner.from, &packet);
+        self.shared.answer_through(socket, to, &packet);
+    }
+
+    /// The summaries that are here: instance and generation of each.
+    pub fn set_summaries(&self, summaries: &[(u64, u64)]) {
+        self.shared.lock().core.set_summaries(summaries);
     }
 
     /// Takes over new settings; sockets stay as they are.
@@ -122,6 +136,20 @@ impl LanHandle {
         state.core.configure(settings);
         state.config = config.clone();
         state.networks.invalidate();
+    }
+
+    /// Peers that names and SRV records, or announcements, stand for at present: asked directly.
+    pub fn set_named(&self, named: &[SocketAddr], announced: &[SocketAddr]) {
+        let [named, announced] = [named, announced].map(|peers| -> Vec<SocketAddr> {
+            peers.iter().copied().map(protocol::canonical).collect()
+        });
+        let now = Instant::now();
+        self.shared.lock().core.set_named(now, &named, &announced);
+    }
+
+    /// The random number that tells peers who we are.
+    pub fn instance(&self) -> u64 {
+        self.shared.lock().core.instance()
     }
 
     /// The generation of our store, told to peers.
@@ -140,6 +168,14 @@ impl LanHandle {
             discovery: *self.shared.lock().core.counters(),
             io: self.shared.io.read(),
         }
+    }
+
+    /// How often networks that we are on were interrupted, or an address of ours has gone: what
+    /// is connected from before may lead nowhere.
+    pub fn interruptions(&self) -> u64 {
+        let mut state = self.shared.lock();
+        state.refresh(false);
+        state.networks.interruptions()
     }
 
     /// What the next process should know.
@@ -197,7 +233,7 @@ impl Shared {
             core,
             pings: Vec::new(),
             config,
-            networks: Networks::new(interfaces),
+            networks: Networks::new(interfaces, sockets::reach(&sockets)),
             lookups: HashMap::new(),
             actions: Vec::new(),
             is_closed: false,
@@ -264,12 +300,17 @@ impl Shared {
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Broadcast(packet) => self.broadcast(state, &packet),
+                Action::Broadcast { packet, everywhere } => {
+                    self.broadcast(state, &packet, everywhere);
+                }
                 Action::Send { to, packet } => {
                     self.send(sockets::for_peer(&self.sockets, to), to, &packet);
                 }
                 Action::Reply { to, packet } => {
-                    let socket = incoming.and_then(|(socket, _)| self.sockets.get(socket));
+                    let socket = match incoming {
+                        Some((socket, _)) => self.sockets.get(socket),
+                        None => sockets::for_peer(&self.sockets, to),
+                    };
                     self.answer_through(socket, to, &packet);
                 }
                 Action::Question(inner) => {
@@ -277,7 +318,7 @@ impl Shared {
                         questions.try_send(Question { inner, socket }).is_ok()
                     });
                     if !sent {
-                        self.io.questions_dropped.add();
+                        self.io.questions_dropped.add(1);
                     }
                 }
                 Action::Candidate { lookup, peer } => {
@@ -295,7 +336,7 @@ impl Shared {
     /// As [`Self::send`], if there is room beside our own questions.
     fn answer_through(&self, socket: Option<&Socket>, to: SocketAddr, packet: &Packet) {
         if socket.is_some_and(|socket| !socket.has_room_for_answers()) {
-            self.io.send_full.add();
+            self.io.send_full.add(1);
         } else {
             self.send(socket, to, packet);
         }
@@ -306,13 +347,13 @@ impl Shared {
             Some(socket) => {
                 self.count(socket.send(to, packet));
             }
-            None => self.io.send_refused.add(),
+            None => self.io.send_refused.add(1),
         }
     }
 
     /// Sends to every network; when one is gone, also to those that came meanwhile.
-    fn broadcast(&self, state: &mut State, packet: &Packet) {
-        let tried = state.networks.targets().to_vec();
+    fn broadcast(&self, state: &mut State, packet: &Packet, everywhere: bool) {
+        let tried: Vec<_> = state.networks.targets(everywhere).copied().collect();
         let port = state.core.settings().port;
         let send = |network| match sockets::for_network(&self.sockets, network) {
             Some(socket) => self.count(socket.broadcast(network, port, packet)),
@@ -320,7 +361,7 @@ impl Shared {
         };
         let faults: Vec<_> = tried.iter().filter_map(send).collect();
         if faults.contains(&Fault::Network) && state.refresh(true) {
-            let fresh = state.networks.targets().iter();
+            let fresh = state.networks.targets(everywhere);
             fresh
                 .filter(|network| !tried.contains(network))
                 .filter_map(send)
@@ -336,7 +377,7 @@ impl Shared {
             Some(Fault::Network) => &self.io.send_network,
             Some(Fault::Refused | Fault::Broken) => &self.io.send_refused,
         };
-        count.add();
+        count.add(1);
         fault
     }
 }

@@ -6,10 +6,13 @@
 //! Never looks into the store: questions go out over a bounded channel. Never logs what a
 //! stranger sends.
 
+mod changes;
 mod counters;
+mod dns_sd;
 mod errnos;
 mod handle;
 mod lookup;
+mod names;
 mod networks;
 mod sockets;
 mod task;
@@ -26,6 +29,7 @@ use tokio::{net::UdpSocket, sync::mpsc};
 pub use counters::{Counters, IoCounters};
 pub use handle::{LanHandle, Question};
 pub use lookup::Lookup;
+pub use names::{Names, NamesSetup, TakeCaches};
 pub use networks::ListInterfaces;
 pub use task::Lan;
 
@@ -99,9 +103,15 @@ pub fn open(
     let sockets: Result<Vec<_>, _> = sockets.into_iter().map(Socket::new).collect();
     let sockets = sockets?;
     let settings = settings(config, &sockets, identity.http_port);
+    let secret = getrandom::u64().map_err(LanError::Random)?;
     let discovery = match identity.saved {
-        Some((saved, asleep)) => Discovery::restore(Instant::now(), settings, &saved, asleep),
-        None => Discovery::new(settings, getrandom::u64().map_err(LanError::Random)?),
+        Some((saved, asleep)) => {
+            Discovery::restore(Instant::now(), settings, &saved, asleep, secret)
+        }
+        None => {
+            let instance = getrandom::u64().map_err(LanError::Random)?;
+            Discovery::new(settings, instance, secret)
+        }
     };
     let shared = Arc::new(Shared::new(
         sockets,
@@ -121,7 +131,8 @@ fn settings(config: &Config, sockets: &[Socket], http_port: u16) -> Settings {
     let bound = sockets.first().map_or(0, |socket| socket.local().port());
     let port = if config.port == 0 { bound } else { config.port };
     let discovery = &config.discovery;
-    let addresses = discovery.peers.iter().map(|peer| peer.address(port));
+    let addresses = discovery.peers.iter();
+    let addresses = addresses.filter_map(|peer| peer.address(port));
     Settings {
         timeout: discovery.timeout,
         wake_timeout: discovery.wake_timeout,

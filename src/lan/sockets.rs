@@ -2,16 +2,16 @@
 
 use std::{
     io::{self, IoSlice},
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd,
     task::{Context, Poll},
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, recvfrom, sendmsg};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 
-use super::LanError;
+use super::{LanError, networks::Reach};
 use crate::protocol::{Network, canonical};
 
 /// One socket, ours or inherited.
@@ -78,6 +78,20 @@ impl Socket {
         self.socket.try_recv_from(buffer)
     }
 
+    /// The same from the system itself, whose word the runtime may not have heard yet.
+    pub(super) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let (length, from) = recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), buffer)?;
+        let v4 = from.as_ref().and_then(SockaddrStorage::as_sockaddr_in);
+        let v6 = from.as_ref().and_then(SockaddrStorage::as_sockaddr_in6);
+        let from = match (v4, v6) {
+            (Some(v4), _) => SocketAddr::V4((*v4).into()),
+            (_, Some(v6)) => SocketAddr::V6((*v6).into()),
+            // A socket of ours has no other kind; port 0 is dropped.
+            _ => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        };
+        Ok((length, from))
+    }
+
     /// Whether there is room for an answer to a stranger. What is sent to a machine that does not
     /// exist stays in the socket until the system gives up looking for it, seconds later, and
     /// anybody can ask in the name of such machines: half of the room is kept for our questions.
@@ -104,9 +118,19 @@ impl Socket {
 
     /// Sends to all of a network, through its interface whatever the routes say.
     pub(super) fn broadcast(&self, network: &Network, port: u16, bytes: &[u8]) -> io::Result<()> {
-        let to = self.destination(SocketAddr::new(network.broadcast.into(), port));
+        let to = network.everybody(port);
+        match network {
+            Network::Broadcast { interface, .. } => self.broadcast_through(*interface, to, bytes),
+            // The scope of the address is the interface. No router passes it on, nor does the
+            // hop limit of 1, the default, let it.
+            Network::Link { .. } => self.send(to, bytes),
+        }
+    }
+
+    fn broadcast_through(&self, interface: u32, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let to = self.destination(to);
         let through = libc::in_pktinfo {
-            ipi_ifindex: i32::try_from(network.interface).unwrap_or(0),
+            ipi_ifindex: i32::try_from(interface).unwrap_or(0),
             ipi_spec_dst: libc::in_addr { s_addr: 0 },
             ipi_addr: libc::in_addr { s_addr: 0 },
         };
@@ -120,6 +144,10 @@ impl Socket {
         Ok(())
     }
 
+    fn speaks_ipv6(&self) -> bool {
+        self.is_ipv6 && self.local.is_ipv6()
+    }
+
     /// `to` as this socket's family writes it.
     fn destination(&self, to: SocketAddr) -> SocketAddr {
         match to {
@@ -131,12 +159,23 @@ impl Socket {
     }
 }
 
-/// The socket to broadcast on `network` through.
+/// What these sockets can do.
+pub(super) fn reach(sockets: &[Socket]) -> Reach {
+    let to_links = |socket: &Socket| socket.speaks_ipv6() && !socket.local.ip().is_loopback();
+    Reach {
+        links: sockets.iter().any(to_links),
+    }
+}
+
+/// The socket to send to all of `network` through.
 pub(super) fn for_network<'a>(sockets: &'a [Socket], network: &Network) -> Option<&'a Socket> {
-    let address = IpAddr::V4(network.address);
     let able = |socket: &&Socket| {
         let bound = socket.local.ip();
-        socket.speaks_ipv4 && (bound.is_unspecified() || bound == address)
+        let speaks = match network {
+            Network::Broadcast { .. } => socket.speaks_ipv4,
+            Network::Link { .. } => socket.speaks_ipv6(),
+        };
+        speaks && (bound.is_unspecified() || bound == network.address())
     };
     sockets.iter().find(able)
 }
@@ -146,7 +185,7 @@ pub(super) fn for_network<'a>(sockets: &'a [Socket], network: &Network) -> Optio
 pub(super) fn for_peer(sockets: &[Socket], peer: SocketAddr) -> Option<&Socket> {
     let able = |socket: &&Socket| match peer {
         SocketAddr::V4(_) => socket.speaks_ipv4,
-        SocketAddr::V6(_) => socket.is_ipv6 && socket.local.is_ipv6(),
+        SocketAddr::V6(_) => socket.speaks_ipv6(),
     };
     let rank = |socket: &&Socket| {
         let bound = socket.local.ip();

@@ -1,11 +1,11 @@
 //! The one task: receives, and keeps time.
 
-use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{sync::mpsc, time};
 use tokio_util::sync::CancellationToken;
 
-use super::{LanError, Question, errnos::Fault, handle::Shared};
+use super::{LanError, Question, errnos::Fault, handle::Shared, sockets::Socket};
 
 /// Datagrams taken from one socket before the others, the clock and the stop are looked at.
 const BATCH: usize = 64;
@@ -57,7 +57,8 @@ impl Lan {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = closing.0.wake.notified() => {}
-                () = timer => {}
+                // Who has answered in time is heard, however late we get to it.
+                () = timer => self.read_all(&mut buffer)?,
                 (socket, ready) = self.readable() => {
                     let batch = match ready {
                         Ok(()) => self.read(socket, &mut buffer)?,
@@ -96,11 +97,28 @@ impl Lan {
         ready
     }
 
+    /// What has come in on any socket by now, a batch of each.
+    fn read_all(&self, buffer: &mut [u8]) -> Result<(), LanError> {
+        for socket in 0..self.shared.sockets.len() {
+            self.take(socket, buffer, Socket::receive_now)?;
+        }
+        Ok(())
+    }
+
     fn read(&self, socket: usize, buffer: &mut [u8]) -> Result<Batch, LanError> {
+        self.take(socket, buffer, Socket::receive)
+    }
+
+    fn take(
+        &self,
+        socket: usize,
+        buffer: &mut [u8],
+        receive: impl Fn(&Socket, &mut [u8]) -> io::Result<(usize, SocketAddr)>,
+    ) -> Result<Batch, LanError> {
         let mut state = self.shared.lock();
         let mut batch = Batch::Failed;
         for _ in 0..BATCH {
-            match self.shared.sockets[socket].receive(buffer) {
+            match receive(&self.shared.sockets[socket], buffer) {
                 Ok((length, from)) => {
                     batch = Batch::Read;
                     self.shared.receive(
@@ -121,7 +139,7 @@ impl Lan {
     }
 
     fn failure(&self, socket: usize, source: io::Error) -> Result<Batch, LanError> {
-        self.shared.io.receive_errors.add();
+        self.shared.io.receive_errors.add(1);
         if Fault::of(&source) == Fault::Broken {
             let address = self.shared.sockets[socket].local();
             return Err(LanError::Receive { address, source });

@@ -1,28 +1,32 @@
-//! HTTP to one peer: fetch a narinfo, open a NAR at any byte. Owns the connections and their
+//! HTTP to one peer, or to a plain binary cache: fetch a narinfo, open a NAR at any byte. Owns the connections and their
 //! clocks; decides nothing about trust and never follows where an answer points.
 //!
 //! Everything a peer sends is bounded here: connect time, head time, body size, stalls.
 
 mod address;
+mod connections;
 mod digests;
+mod nar_body;
+mod plain_cache;
+mod summary;
+mod unpacked;
 
-use std::{
-    ops::Range,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{borrow::Cow, ops::Range, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use reqwest::{
     Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_RANGE, HOST, RANGE},
 };
 
 pub use digests::PieceDigests;
+pub use nar_body::NarBody;
+pub use plain_cache::Packing;
+pub use summary::SummaryAnswer;
 
 use crate::protocol::PeerAddr;
+use connections::Connections;
 
 /// A peer of the same network accepts within one round trip; a host that is gone says nothing.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -80,6 +84,15 @@ pub enum PeerError {
         /// The peer.
         peer: PeerAddr,
     },
+    /// A zstd file that is none, or that takes more memory than it may.
+    #[error("{peer} sent what cannot be unpacked")]
+    Packed {
+        /// The cache.
+        peer: PeerAddr,
+        /// What is wrong with it.
+        #[source]
+        source: std::io::Error,
+    },
     /// The connection broke.
     #[error("the connection to {peer} broke")]
     Broken {
@@ -98,7 +111,7 @@ impl PeerError {
         match self {
             Self::Connect { .. } | Self::Late { .. } | Self::Broken { .. } => true,
             Self::Status { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Length { .. } | Self::OtherBytes { .. } => false,
+            Self::Length { .. } | Self::OtherBytes { .. } | Self::Packed { .. } => false,
         }
     }
 
@@ -115,6 +128,7 @@ impl PeerError {
             Self::Status { .. } => "refused",
             Self::Length { .. } => "wrong-length",
             Self::OtherBytes { .. } => "other-bytes",
+            Self::Packed { .. } => "not-unpacked",
             Self::Broken { .. } => "broken",
         }
     }
@@ -123,23 +137,34 @@ impl PeerError {
 /// The client. Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    http: Connections,
+    /// For what comes packed.
+    memory: unpacked::Memory,
+}
+
+/// What is asked, and where.
+struct Target<'a> {
+    peer: PeerAddr,
+    /// The `Host` header, if it is not the address.
+    host: Option<&'a str>,
+    /// Without the leading slash.
+    path: Cow<'a, str>,
 }
 
 impl Client {
     /// A client that ignores proxies of the environment, follows no redirect, decodes
     /// nothing and speaks HTTP/1.1.
     pub fn new() -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
-            .dns_resolver(address::OnlyOurNames)
-            .build()?;
-        Ok(Self { http })
+        Ok(Self {
+            http: Connections::new()?,
+            memory: unpacked::Memory::default(),
+        })
+    }
+
+    /// Says how often our networks have been interrupted so far. Connections from before the
+    /// last time are not used any more.
+    pub fn renew(&self, interruptions: u64) {
+        self.http.renew(interruptions);
     }
 
     /// The body of `path` at `peer`, at most `limit` bytes.
@@ -176,8 +201,18 @@ impl Client {
         range: Range<u64>,
         size: u64,
     ) -> Result<NarBody, PeerError> {
+        self.nar_at(&Target::of_peer(peer, path), range, size).await
+    }
+
+    async fn nar_at(
+        &self,
+        target: &Target<'_>,
+        range: Range<u64>,
+        size: u64,
+    ) -> Result<NarBody, PeerError> {
+        let peer = target.peer;
         let partial = range != (0..size);
-        let sent = self.send(peer, path, partial.then_some(&range));
+        let sent = self.send_to(target, partial.then_some(&range));
         let response = tokio::time::timeout(NAR_HEAD_TIMEOUT, sent)
             .await
             .unwrap_or(Err(PeerError::Late {
@@ -202,113 +237,73 @@ impl Client {
                 expected,
                 found,
             }),
-            _ => Ok(NarBody {
-                peer,
-                body: Box::pin(response.bytes_stream()),
-                skip,
-                left: wanted,
-                beyond: expected - skip - wanted,
-            }),
+            _ => {
+                let sent = response
+                    .bytes_stream()
+                    .map(move |piece| piece.map_err(|source| PeerError::Broken { peer, source }));
+                let beyond = expected - skip - wanted;
+                Ok(NarBody::new(peer, Box::pin(sent), skip, wanted, beyond))
+            }
         }
     }
 
-    /// Sends a request; once more if the connection broke before an answer, as one that was
-    /// kept open does when the daemon over there has gone to sleep in between.
+    /// Sends a request to a peer.
     async fn send(
         &self,
         peer: PeerAddr,
         path: &str,
         range: Option<&Range<u64>>,
     ) -> Result<Response, PeerError> {
-        match self.send_once(peer, path, range).await {
-            Err(PeerError::Broken { .. }) => self.send_once(peer, path, range).await,
+        self.send_to(&Target::of_peer(peer, path), range).await
+    }
+
+    /// Sends a request; once more if the connection broke before an answer, as one that was
+    /// kept open does when the daemon over there has gone to sleep in between.
+    async fn send_to(
+        &self,
+        target: &Target<'_>,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response, PeerError> {
+        match self.send_once(target, range).await {
+            Err(PeerError::Broken { .. }) => self.send_once(target, range).await,
             sent => sent,
         }
     }
 
     async fn send_once(
         &self,
-        peer: PeerAddr,
-        path: &str,
+        target: &Target<'_>,
         range: Option<&Range<u64>>,
     ) -> Result<Response, PeerError> {
-        let mut request = self
-            .http
-            .get(address::url(peer.socket_addr(), path))
-            .header(HOST, address::host(peer.socket_addr()));
+        let peer = target.peer;
+        let url = address::url(peer.socket_addr(), &target.path);
+        let request = self.http.get(url);
+        let mut request = match target.host {
+            Some(host) => request.header(HOST, host),
+            None => request.header(HOST, address::host(peer.socket_addr())),
+        };
         if let Some(range) = range {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
-        request.send().await.map_err(|source| {
-            if source.is_connect() {
-                PeerError::Connect { peer, source }
-            } else {
-                PeerError::Broken { peer, source }
-            }
-        })
+        request.send().await.map_err(|source| sort(peer, source))
     }
 }
 
-/// The rest of a NAR at one holder: exactly as many bytes as were asked for, or an error.
-pub struct NarBody {
-    peer: PeerAddr,
-    body: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send + Sync>>,
-    /// Bytes before the wanted ones, still to be dropped.
-    skip: u64,
-    /// Wanted bytes still to come.
-    left: u64,
-    /// Bytes that a holder without ranges sends after the wanted ones; not read.
-    beyond: u64,
-}
-
-impl NarBody {
-    /// Whether the holder sends more than was asked for, because it knows no ranges.
-    pub fn is_without_ranges(&self) -> bool {
-        self.skip > 0 || self.beyond > 0
+/// Why there is no answer.
+fn sort(peer: PeerAddr, source: reqwest::Error) -> PeerError {
+    if source.is_connect() {
+        PeerError::Connect { peer, source }
+    } else {
+        PeerError::Broken { peer, source }
     }
 }
 
-impl Stream for NarBody {
-    type Item = Result<Bytes, PeerError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let peer = self.peer;
-        if self.left == 0 && self.beyond > 0 {
-            return Poll::Ready(None);
-        }
-        loop {
-            let Some(piece) = std::task::ready!(self.body.poll_next_unpin(context)) else {
-                let missing = std::mem::take(&mut self.left);
-                let short = PeerError::Length {
-                    peer,
-                    expected: missing,
-                    found: 0,
-                };
-                return Poll::Ready((missing > 0).then_some(Err(short)));
-            };
-            let mut piece = match piece {
-                Ok(piece) => piece,
-                Err(source) => return Poll::Ready(Some(Err(PeerError::Broken { peer, source }))),
-            };
-            let dropped = self.skip.min(piece.len() as u64);
-            self.skip -= dropped;
-            bytes::Buf::advance(&mut piece, dropped as usize);
-            if piece.is_empty() {
-                continue;
-            }
-            if self.beyond > 0 {
-                piece.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
-            }
-            let found = piece.len() as u64;
-            let Some(left) = self.left.checked_sub(found) else {
-                return Poll::Ready(Some(Err(PeerError::Length {
-                    peer,
-                    expected: self.left,
-                    found,
-                })));
-            };
-            self.left = left;
-            return Poll::Ready(Some(Ok(piece)));
+impl<'a> Target<'a> {
+    fn of_peer(peer: PeerAddr, path: &'a str) -> Self {
+        Self {
+            peer,
+            host: None,
+            path: path.into(),
         }
     }
 }

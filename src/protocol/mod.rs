@@ -7,12 +7,16 @@
 
 pub mod discovery;
 mod interface;
+mod packet;
 mod peer_addr;
 pub mod pieces;
+mod plain_cache;
+pub mod summary;
 pub mod wire;
 
 pub use discovery::{Action, Discovery, End, Origin, Outcome, Question, Settings};
 pub use interface::{Interface, Network, networks};
 pub(crate) use peer_addr::canonical;
 pub use peer_addr::{PeerAddr, PeerAddrError};
-pub use wire::{Datagram, Packet, WireError};
+pub use plain_cache::PlainCache;
+pub use wire::{Datagram, Held, Packet, WireError};

@@ -14,6 +14,7 @@ mod nar_error;
 mod pieces;
 mod rows;
 mod sharing;
+mod summary;
 mod tree;
 mod workers;
 
@@ -34,11 +35,13 @@ pub use nar_error::NarError;
 pub use pieces::{PieceStream, PiecesError};
 pub use rows::LocalPath;
 pub use sharing::{Decision, NotSharedReason, SharePolicy};
+pub use summary::SummaryError;
 
 use self::{
     database::Database,
     layouts::Layouts,
     pieces::Pieces,
+    summary::Summaries,
     workers::{Bounds, Job, Refused, Workers},
 };
 use crate::{
@@ -129,6 +132,7 @@ struct Inner {
     health: Arc<Health>,
     layouts: Arc<Layouts>,
     pieces: Pieces,
+    summaries: Summaries,
     /// Paths whose damage is in the journal already.
     damaged: Mutex<HashSet<StorePathHash>>,
 }
@@ -162,6 +166,7 @@ impl LocalStore {
                 health: Arc::default(),
                 layouts: Arc::default(),
                 pieces: Pieces::default(),
+                summaries: Summaries::default(),
                 damaged: Mutex::default(),
             }),
         }
@@ -193,19 +198,28 @@ impl LocalStore {
     ) -> Result<Option<Decision>, StoreError> {
         let inner = Arc::clone(&self.inner);
         let policy = Arc::clone(policy);
+        self.run(move |database| inner.decide(database, hash, &policy))
+            .await
+    }
+
+    /// For each of `hashes` whether it may leave this machine, and of which generation that is
+    /// true: one job for all.
+    pub async fn which_shared(
+        &self,
+        hashes: Vec<StorePathHash>,
+        policy: &Arc<SharePolicy>,
+    ) -> Result<(Vec<bool>, u64), StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let policy = Arc::clone(policy);
         self.run(move |database| {
-            let Some(path) = lookup(database, &inner.dir, hash)? else {
-                return Ok(None);
+            // Read first: what comes in meanwhile is of a later one.
+            let generation = database.read(rows::generation)?;
+            let shared = |&hash: &StorePathHash| {
+                let decision = inner.decide(database, hash, &policy)?;
+                Ok(matches!(decision, Some(Decision::Shared(_))))
             };
-            // The collector deletes rows first, but a damaged store has rows without files.
-            let file = inner.real_dir.join(path.info.path.basename());
-            if let Err(error) = fs::symlink_metadata(file) {
-                log::debug!(hash:% = hash, reason:% = error; "valid, but has no file");
-                return Ok(None);
-            }
-            policy
-                .decide(path, |hash| lookup(database, &inner.dir, hash))
-                .map(Some)
+            let shared: Result<_, DatabaseError> = hashes.iter().map(shared).collect();
+            Ok((shared?, generation))
         })
         .await
     }
@@ -301,6 +315,26 @@ impl LocalStore {
 }
 
 impl Inner {
+    fn decide(
+        &self,
+        database: &mut Database,
+        hash: StorePathHash,
+        policy: &SharePolicy,
+    ) -> Result<Option<Decision>, DatabaseError> {
+        let Some(path) = lookup(database, &self.dir, hash)? else {
+            return Ok(None);
+        };
+        // The collector deletes rows first, but a damaged store has rows without files.
+        let file = self.real_dir.join(path.info.path.basename());
+        if let Err(error) = fs::symlink_metadata(file) {
+            log::debug!(hash:% = hash, reason:% = error; "valid, but has no file");
+            return Ok(None);
+        }
+        policy
+            .decide(path, |hash| lookup(database, &self.dir, hash))
+            .map(Some)
+    }
+
     fn submit(&self, job: Job) -> Result<(), StoreError> {
         self.workers.submit(job).map_err(|refused| match refused {
             Refused::Full { waiting } => StoreError::Busy { waiting },

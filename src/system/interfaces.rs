@@ -2,8 +2,10 @@
 //! are asked is decided by who calls. Needs `AF_NETLINK` (getifaddrs(3)).
 
 use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
+    collections::{HashMap, HashSet},
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
 };
 
 use nix::{
@@ -12,6 +14,15 @@ use nix::{
     net::if_::{InterfaceFlags, if_nametoindex},
     sys::socket::SockaddrStorage,
 };
+
+/// Every IPv6 address with its flags, one a line: `ADDRESS INDEX PREFIX SCOPE FLAGS NAME`, numbers
+/// in hexadecimal. getifaddrs(3) has the addresses and not their flags.
+const IPV6_ADDRESSES: &str = "/proc/self/net/if_inet6";
+
+// Flags of addresses, from linux/if_addr.h.
+const OPTIMISTIC: u8 = 0x04;
+const DUPLICATE: u8 = 0x08;
+const TENTATIVE: u8 = 0x40;
 
 /// The kernel did not list the interfaces.
 #[derive(Debug, thiserror::Error)]
@@ -31,17 +42,27 @@ pub struct InterfaceAddress {
     pub loopback: bool,
     /// One end of a line, like most VPNs: nothing can be broadcast on it.
     pub point_to_point: bool,
+    /// IPv4 can be broadcast on it, whether or not a broadcast address is set.
+    pub broadcasts: bool,
+    /// IPv6 can be multicast on it.
+    pub multicast: bool,
+    /// A port of a bridge or a part of a bond, which has the addresses that count.
+    pub port: bool,
     /// The address.
     pub ip: IpAddr,
+    /// Another host may have this IPv6 address, which is being found out, or has it: nothing can
+    /// be sent from it. False where the kernel does not say.
+    pub tentative: bool,
     /// Length of its network's prefix.
     pub prefix_length: u8,
-    /// Where a datagram to the whole network goes, if the interface can broadcast.
+    /// Where a datagram to the whole network goes, if that is set.
     pub broadcast: Option<Ipv4Addr>,
 }
 
 /// Every IPv4 and IPv6 address of every interface.
 pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
-    let mut indexes = HashMap::new();
+    let tentative = tentative(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    let mut interfaces = HashMap::new();
     let mut addresses = Vec::new();
     for entry in getifaddrs().map_err(ListError)? {
         let Some(ip) = entry.address.as_ref().and_then(ip_of) else {
@@ -51,9 +72,9 @@ pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
             .interface_name
             .split_once(':')
             .unwrap_or((&entry.interface_name, ""));
-        let index = *indexes
+        let (index, port) = *interfaces
             .entry(name.to_owned())
-            .or_insert_with(|| if_nametoindex(name).ok());
+            .or_insert_with(|| (if_nametoindex(name).ok(), is_port(name)));
         // An interface that vanished in between has no index any more.
         let Some(index) = index else { continue };
         let flags = entry.flags;
@@ -63,7 +84,11 @@ pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
             up: flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING),
             loopback: flags.contains(InterfaceFlags::IFF_LOOPBACK),
             point_to_point: flags.contains(InterfaceFlags::IFF_POINTOPOINT),
+            broadcasts: flags.contains(InterfaceFlags::IFF_BROADCAST),
+            multicast: flags.contains(InterfaceFlags::IFF_MULTICAST),
+            port,
             ip,
+            tentative: matches!(ip, IpAddr::V6(v6) if tentative.contains(&(v6, index))),
             prefix_length: entry
                 .netmask
                 .as_ref()
@@ -73,10 +98,33 @@ pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
                 .broadcast
                 .as_ref()
                 .and_then(|address| address.as_sockaddr_in())
-                .map(|address| address.ip()),
+                .map(|address| address.ip())
+                // Where none is set, the C library gives the address itself.
+                .filter(|&broadcast| ip != broadcast),
         });
     }
     Ok(addresses)
+}
+
+/// Whether another interface speaks for this one. Without sysfs none is known to.
+fn is_port(name: &str) -> bool {
+    let interface = Path::new("/sys/class/net").join(name);
+    interface.join("master").exists()
+}
+
+/// The addresses in a listing like [`IPV6_ADDRESSES`] that nothing can be sent from, with the
+/// indexes of their interfaces.
+fn tentative(listing: &str) -> HashSet<(Ipv6Addr, u32)> {
+    let unusable = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let bits = u128::from_str_radix(fields.next()?, 16).ok()?;
+        let index = u32::from_str_radix(fields.next()?, 16).ok()?;
+        let flags = u8::from_str_radix(fields.nth(2)?, 16).ok()?;
+        // An optimistic address is used while it is tentative.
+        let waits = flags & TENTATIVE != 0 && flags & OPTIMISTIC == 0;
+        (waits || flags & DUPLICATE != 0).then_some((Ipv6Addr::from_bits(bits), index))
+    };
+    listing.lines().filter_map(unusable).collect()
 }
 
 fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
@@ -107,8 +155,6 @@ fn leading_ones(mask: IpAddr) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
     use super::*;
 
     #[test]
@@ -124,6 +170,22 @@ mod tests {
         );
         assert!(loopback.loopback && loopback.up && !loopback.point_to_point);
         assert_eq!(loopback.index, 1);
+        assert!(!loopback.broadcasts && !loopback.multicast);
+        assert!(!loopback.port && !loopback.tentative);
+    }
+
+    #[test]
+    fn addresses_that_may_be_another_s_are_told_apart() {
+        let listing = "\
+            00000000000000000000000000000001 01 80 10 80       lo\n\
+            fe80000000000000000000000000000a 02 40 20 80     eth0\n\
+            fe80000000000000000000000000000b 02 40 20 c0     eth0\n\
+            fe80000000000000000000000000000c 1f 40 20 44    wlan0\n\
+            fe80000000000000000000000000000d 1f 40 20 88    wlan0\n\
+            nonsense\n";
+        let expected = [("fe80::b", 2), ("fe80::d", 31)];
+        let expected = expected.map(|(ip, index)| (ip.parse().unwrap(), index));
+        assert_eq!(tentative(listing), HashSet::from(expected));
     }
 
     #[test]

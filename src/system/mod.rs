@@ -9,6 +9,7 @@
 pub mod config_file;
 pub mod credentials;
 pub mod descriptors;
+mod host_name;
 pub mod interfaces;
 pub mod journal;
 pub mod narinfo_cache;
@@ -19,4 +20,5 @@ mod regular_file;
 pub mod sockets;
 pub mod state_file;
 
+pub use host_name::host_name;
 pub use regular_file::ReadError;

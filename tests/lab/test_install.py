@@ -424,6 +424,7 @@ class InstallScript(Ways, LabCase):
                         " --clear-groups /tmp/peerix-source/systemd/install.sh --prefix /opt/peerix")
         out = self.target.run("cd /tmp/mine/stage; find . -type d ! -perm 755; find . -type f -printf '%P %m\\n' | sort").stdout
         inside = {"bin/peerix": 755, "share/bash-completion/completions/peerix": 644,
+                  "share/doc/peerix/dns-sd/peerix.service": 644, "share/doc/peerix/dns-sd/peerix.dnssd": 644,
                   "share/doc/peerix/peerix.toml": 644, "share/fish/vendor_completions.d/peerix.fish": 644,
                   "share/man/man5/peerix.toml.5": 644, "share/man/man8/peerix.8": 644,
                   "share/zsh/site-functions/_peerix": 644, **{f"lib/systemd/system/{unit}": 644 for unit in UNITS}}
@@ -475,6 +476,7 @@ class DebianPackage(Ways, LabCase):
         self.install()
         files = self.target.run("dpkg -L peerix").stdout.split()
         for name in ("/usr/share/doc/peerix/copyright", "/usr/share/doc/peerix/changelog.gz", "/usr/share/doc/peerix/changelog.Debian.gz",
+                     "/usr/share/doc/peerix/examples/dns-sd/peerix.service", "/usr/share/doc/peerix/examples/dns-sd/peerix.dnssd",
                      "/usr/share/doc/peerix/examples/peerix.toml", "/usr/share/man/man8/peerix.8.gz",
                      "/usr/share/man/man5/peerix.toml.5.gz", "/usr/share/bash-completion/completions/peerix",
                      "/usr/share/zsh/vendor-completions/_peerix", "/usr/share/fish/vendor_completions.d/peerix.fish"):

@@ -17,12 +17,12 @@ PULLS = 25
 # Opens COUNT connections to an address, so many a second, asks nothing on them, and keeps those that are kept.
 OPENER = """
 import resource, socket, sys, time
-address, count, rate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+address, port, count, rate = sys.argv[1], *map(int, sys.argv[2:5])
 resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, count + 100))
 kept, began = [], time.monotonic()
 for number in range(count):
     try:
-        kept.append(socket.create_connection((address, 12304), timeout=5))
+        kept.append(socket.create_connection((address, port), timeout=5))
     except OSError:
         pass
     time.sleep(max(0, began + number / rate - time.monotonic()))
@@ -99,7 +99,7 @@ class Overload(LabCase):
         """2,000 idle connections, 50,000 junk datagrams a second: all 1,000 answered, p99 within 5 times the quiet one."""
         self.lookups()
         quiet = [self.lookups()[989] for _ in range(3)]
-        self.load(OPENER, self.asker.address, 2000, 4000)
+        self.load(OPENER, self.asker.address, 12304, 2000, 4000)
         flood, _ = self.load(FLOODER, self.asker.address, 50_000)
         loud = [self.lookups()[989] for _ in range(3)]
         flood.stdin.close()
@@ -120,22 +120,27 @@ class Overload(LabCase):
         self.pull(self.asker, self.closure.top)
         return time.monotonic() - started
 
+    def pull_in_a_storm(self, port):
+        """The same while 5,000 connections to `port` of the holder are opened, in two seconds."""
+        self.forget(self.asker, self.closure.paths)
+        storm = threading.Thread(target=self.load, args=(OPENER, self.holder.address, port, 5000, 2500))
+        storm.start()
+        started = time.monotonic()
+        self.pull(self.asker, self.closure.top)
+        seconds = time.monotonic() - started
+        storm.join()
+        return seconds
+
     def test_five_thousand_connections_leave_a_pull_as_fast(self):
-        """From one machine, to the holder, in the first two seconds of each pull; 1.5 times the quiet pull, or 0.3 s more."""
-        self.timed_pull()
-        quiet = statistics.median(self.timed_pull() for _ in range(3))
-        times = []
-        for _ in range(3):
-            self.forget(self.asker, self.closure.paths)
-            storm = threading.Thread(target=self.load, args=(OPENER, self.holder.address, 5000, 2500))
-            storm.start()
-            started = time.monotonic()
-            self.pull(self.asker, self.closure.top)
-            times.append(time.monotonic() - started)
-            storm.join()
-        loud = statistics.median(times)
-        self.note = f"{quiet:.2f} s quiet, {loud:.2f} s beside 5,000 connections (medians of 3)"
-        self.assertLess(loud, max(1.5 * quiet, quiet + 0.3), self.note)
+        """From one machine, to the holder, in the first two seconds of each pull; 1.25 times a pull beside as many
+        connections to a port that nobody listens at, or 0.3 s more: the storm itself takes a good part of the cores
+        that all hosts of the lab share, which no program of the holder can help."""
+        quiet = [self.timed_pull() for _ in range(2)][-1]
+        pairs = [(self.pull_in_a_storm(9), self.pull_in_a_storm(12304)) for _ in range(3)]
+        refused, loud = (statistics.median(times) for times in zip(*pairs, strict=True))
+        self.note = (f"{loud:.2f} s beside 5,000 connections, {refused:.2f} s beside 5,000 that are refused "
+                     f"(medians of 3), {quiet:.2f} s quiet")
+        self.assertLess(loud, max(1.25 * refused, refused + 0.3), self.note)
 
     # Memory
 

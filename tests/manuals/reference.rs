@@ -52,9 +52,13 @@ pub(crate) const SYNTAX: [Syntax; 5] = [
     },
     Syntax {
         kind: "peer",
-        text: "An IP address, with or without a port; an IPv6 address with a port is in brackets. Names \
-               are not taken.",
-        examples: &["discovery.peers = [\"192.168.1.5\", \"10.0.0.1:12304\", \"[fd00::5]:12304\"]"],
+        text: "An IP address or the name of a host, with or without a port; an IPv6 address with a port is \
+               in brackets. Or `http://`, a host, a port unless it is 80, and a path if there is one: a plain \
+               binary cache. No `https://`: there is no TLS, and what a cache offers counts by its signatures.",
+        examples: &[
+            "discovery.peers = [\"192.168.1.5\", \"10.0.0.1:12304\", \"[fd00::5]:12304\"]",
+            "discovery.peers = [\"nas.lan\", \"nas.lan:12304\", \"http://nas.lan:5000/cache\"]",
+        ],
     },
 ];
 

@@ -19,7 +19,10 @@ let
   };
   ports = port: {
     allowedTCPPorts = [ port ];
-    allowedUDPPorts = [ port ];
+    allowedUDPPorts = [
+      port
+      5353
+    ];
   };
 
   # `enable = true`, and nothing else.
@@ -34,6 +37,7 @@ let
       extra-substituters = [ "http://127.0.0.1:12304/" ];
     };
     nixExtra = "";
+    announcements = { };
     firewall = ports 12304 // {
       interfaces = { };
     };
@@ -93,6 +97,7 @@ rec {
       programs = [ ];
       nix.substituters = [ "https://cache.nixos.org/" ];
       nixExtra = "";
+      announcements = { };
       firewall = {
         allowedTCPPorts = [ ];
         allowedUDPPorts = [ ];
@@ -339,7 +344,86 @@ rec {
         upload = "1GiB"
         [share]
         exclude = ["*private*"]
-      '');
+      ''
+      // {
+        firewall = plain.firewall // {
+          allowedUDPPorts = [ 12304 ];
+        };
+      });
+
+  # Peers by name.
+  named-peers =
+    case
+      {
+        peers = [
+          "nas.lan"
+          "http://cache.lan:5000"
+        ];
+        domain = "example.org";
+        settings.discovery.dns-sd = false;
+      }
+      (
+        withSettings ''
+          port = 12304
+          [discovery]
+          dns-sd = false
+          domain = "example.org"
+          peers = ["nas.lan", "http://cache.lan:5000"]
+        ''
+        // {
+          firewall = plain.firewall // {
+            allowedUDPPorts = [ 12304 ];
+          };
+        }
+      );
+
+  # Who announces a machine whose daemon sleeps.
+  announced-by-avahi = {
+    configuration = {
+      services.peerix.enable = true;
+      services.peerix.port = 8080;
+      services.avahi.enable = true;
+      services.avahi.publish.enable = true;
+      services.resolved.enable = true;
+    };
+    expected = other-port.expected // {
+      announcements.peerix = builtins.replaceStrings [ "12304" ] [ "8080" ] (
+        builtins.readFile ../../systemd/dns-sd/peerix.service
+      );
+    };
+  };
+  announced-by-resolved = {
+    configuration = {
+      services.peerix.enable = true;
+      services.resolved.enable = true;
+    };
+    expected = plain // {
+      files = plain.files // {
+        "systemd/dnssd/peerix.dnssd" = builtins.readFile ../../systemd/dns-sd/peerix.dnssd;
+      };
+    };
+  };
+  announced-by-nobody = {
+    configuration = {
+      services.peerix.enable = true;
+      services.peerix.settings.discovery.dns-sd = false;
+      services.avahi.enable = true;
+      services.avahi.publish.enable = true;
+      services.resolved.enable = true;
+    };
+    expected =
+      plain
+      // withSettings ''
+        port = 12304
+        [discovery]
+        dns-sd = false
+      ''
+      // {
+        firewall = plain.firewall // {
+          allowedUDPPorts = [ 12304 ];
+        };
+      };
+  };
 
   # Nothing that the owner has set is replaced.
   beside-the-owner-s-settings = {
@@ -369,7 +453,7 @@ rec {
             22
             12304
           ];
-          allowedUDPPorts = [ 12304 ];
+          inherit (plain.firewall) allowedUDPPorts;
           interfaces = { };
         };
       };

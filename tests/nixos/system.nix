@@ -108,9 +108,16 @@ in
     environment.systemPackages = option (types.listOf types.package) [ ];
     environment.etc = option (types.attrsOf (
       types.submodule {
-        options.source = mkOption { type = types.path; };
+        options.source = option (types.nullOr types.path) null;
+        options.text = option (types.nullOr types.lines) null;
       }
     )) { };
+    services.avahi = {
+      enable = option types.bool false;
+      publish.enable = option types.bool false;
+      extraServiceFiles = option (types.attrsOf types.lines) { };
+    };
+    services.resolved.enable = option types.bool false;
 
     systemd.package = option types.package pkgs.systemd;
     systemd.packages = option (types.listOf types.package) [ ];
@@ -158,7 +165,10 @@ in
         named "service" service config.systemd.services
         // named "socket" socket config.systemd.sockets
         // named "path" path config.systemd.paths;
-      files = lib.mapAttrs (_: file: contentOf file.source) config.environment.etc;
+      files = lib.mapAttrs (
+        _: file: if file.text == null then contentOf file.source else file.text
+      ) config.environment.etc;
+      announcements = config.services.avahi.extraServiceFiles;
       packages = map (package: package.name) config.systemd.packages;
       programs = map (package: package.name) config.environment.systemPackages;
       nix = config.nix.settings;

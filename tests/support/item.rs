@@ -271,6 +271,7 @@ impl Item {
             info: self.info.clone(),
             url: NarUrl::parse(url).expect("URL"),
             compression: Compression::None,
+            file_size: None,
         };
         narinfo.print(&StoreDir::default())
     }

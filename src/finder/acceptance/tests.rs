@@ -44,6 +44,7 @@ fn narinfo(info: PathInfo) -> Vec<u8> {
         info,
         url,
         compression: Compression::None,
+        file_size: None,
     }
     .print(&StoreDir::default())
     .into_bytes()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use log::{debug, info};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::StreamError;
 use crate::{
@@ -28,6 +28,14 @@ const MOST_ROUNDS: u32 = 32;
 
 /// Holders lost in mid-stream that get a line in the journal.
 const MOST_LINES: u32 = 8;
+
+/// How long a second holder of a large NAR is looked for; and in all, where a lie was told: an answer
+/// may be lost, or late on a busy machine.
+const SECOND_HOLDER_WITHIN: Duration = Duration::from_millis(60);
+const SECOND_HOLDER_AFTER_A_LIE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Pause before they are looked for again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What is left to try when the holders at hand have failed. Each piece that arrives begins
 /// anew.
@@ -86,6 +94,12 @@ impl Holders {
         self.found.holders.len()
     }
 
+    /// Those of them that may give any range of their NAR.
+    pub(super) fn with_ranges(&self) -> usize {
+        let holders = self.found.holders.iter();
+        holders.filter(|holder| !holder.is_packed()).count()
+    }
+
     /// Whether another holder can go on, or might be found.
     pub(super) fn may_be_others(&self) -> bool {
         self.at_hand() > 0 || self.resort == Resort::AskAgain
@@ -122,8 +136,11 @@ impl Holders {
     pub(super) fn failed(&mut self, holder: Holder, error: &HolderError, position: u64) {
         let hash = self.info().path.hash();
         let peer = holder.address();
-        // Another build of the path is nobody's failure, nor is an old version.
-        let blamed = !matches!(error, HolderError::OtherNar | HolderError::WithoutRanges);
+        // Another build of the path is nobody's failure, nor is an old version, nor our own queue.
+        let blamed = !matches!(
+            error,
+            HolderError::OtherNar | HolderError::WithoutRanges | HolderError::Busy { .. }
+        );
         let memory = self.finder.memory();
         if let Some(peer) = peer.filter(|_| blamed) {
             match error {
@@ -196,6 +213,22 @@ impl Holders {
     ) -> Result<(Holder, Body), (Holder, HolderError)> {
         let (finder, info) = (self.finder.clone(), Arc::clone(self.info()));
         let limits = finder.limits();
+        let queued = holder.clone();
+        let mut turn = pin!(finder.opening_turn(&queued));
+        let _turn = match timeout(limits.stall, turn.as_mut()).await {
+            Ok(turn) => turn,
+            Err(_) if self.has_others().await => {
+                let after = limits.stall;
+                return Err((holder, HolderError::Busy { after }));
+            }
+            Err(_) => {
+                let after = limits.stall_alone;
+                match timeout(after, turn).await {
+                    Ok(turn) => turn,
+                    Err(_) => return Err((holder, HolderError::Busy { after })),
+                }
+            }
+        };
         let asked = holder.clone();
         let mut opening = pin!(async {
             let proved = finder.prove(asked, &info).await?;
@@ -207,10 +240,7 @@ impl Holders {
         if let Ok(opened) = timeout(limits.stall, opening.as_mut()).await {
             return opened;
         }
-        if self.at_hand() == 0 && self.may_be_others() {
-            self.ask_again().await;
-        }
-        let error = if self.at_hand() > 0 {
+        let error = if self.has_others().await {
             let after = limits.stall;
             HolderError::Stalled { after }
         } else {
@@ -221,6 +251,14 @@ impl Holders {
             }
         };
         Err((holder, error))
+    }
+
+    /// Whether another holder is at hand; the LAN is asked for one if that may help.
+    async fn has_others(&mut self) -> bool {
+        if self.at_hand() == 0 && self.may_be_others() {
+            self.ask_again().await;
+        }
+        self.at_hand() > 0
     }
 
     /// Asks the LAN, then our own store, for holders that have not failed.
@@ -235,9 +273,30 @@ impl Holders {
         self.add(again);
     }
 
+    /// Whether what was passed on of this NAR a moment ago was wrong.
+    pub(super) fn was_wrong(&self) -> bool {
+        let (hash, nar_hash) = (self.info().path.hash(), self.info().nar_hash);
+        let known = &self.finder.memory().known;
+        known.hopeless(Instant::now(), hash, nar_hash) == Some(Hopeless::Wrong)
+    }
+
+    /// Looks for a second holder if there is none: again and again for a NAR that was wrong, as the
+    /// only one that is known may be the one that sent that.
+    pub(super) async fn look_for_second(&mut self) {
+        let since = Instant::now();
+        while self.with_ranges() < 2 {
+            self.look_for_more(SECOND_HOLDER_WITHIN).await;
+            let is_late = since.elapsed() >= SECOND_HOLDER_AFTER_A_LIE_WITHIN;
+            if self.with_ranges() >= 2 || is_late || !self.was_wrong() {
+                return;
+            }
+            sleep(ASK_AGAIN_AFTER).await;
+        }
+    }
+
     /// Looks for more holders than the one that is known, `patience` at most: a question to
     /// the LAN is cheap against a large NAR.
-    pub(super) async fn look_for_more(&mut self, patience: Duration) {
+    async fn look_for_more(&mut self, patience: Duration) {
         let (hash, nar_hash) = (self.info().path.hash(), Some(self.info().nar_hash));
         let known: Vec<PeerAddr> = self
             .found

@@ -97,6 +97,8 @@ impl Line {
         };
         let asked = Instant::now();
         let error = match tokio::time::timeout(after, body.next()).await {
+            // It is read from its start, and on its way to where it goes on.
+            Ok(Some(Ok(piece))) if piece.is_empty() => return Ok(Step::Nothing),
             Ok(Some(Ok(piece))) => {
                 let others = holders.at_hand() > 0 || !self.asked_for_a_quicker_one;
                 let slow = self.pace.too_slow_for(asked.elapsed(), piece.len(), others);

@@ -55,9 +55,6 @@ const PIECES_AT_ONCE: [u64; 3] = [4, 3, 2];
 /// the link is busy all the time.
 const LOAN_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// How long a second holder of a large NAR is looked for.
-const SECOND_HOLDER_WITHIN: Duration = Duration::from_millis(60);
-
 /// Pieces are put together up to this size.
 const SMALL_PIECE_BYTES: usize = 16 << 10;
 
@@ -201,10 +198,8 @@ impl NarStream {
 
     /// Takes several holders at once, if there are several and there is memory for it.
     async fn widen(&mut self) {
-        if self.holders.at_hand() < 2 {
-            self.holders.look_for_more(SECOND_HOLDER_WITHIN).await;
-        }
-        if self.holders.at_hand() < 2 {
+        self.holders.look_for_second().await;
+        if self.holders.with_ranges() < 2 {
             return;
         }
         let budget = self.slot.budget();

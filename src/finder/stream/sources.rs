@@ -233,6 +233,7 @@ impl Sources {
 fn digests_of(holder: &Holder) -> Option<String> {
     match holder {
         Holder::Peer { url, .. } => digests_beside(url),
+        Holder::Cache { .. } | Holder::UnprovenCache(_) => None,
         Holder::Unproven(_) | Holder::Own => None,
     }
 }

@@ -94,10 +94,13 @@ fn fields_that_may_be_absent_or_empty() {
     for same in [
         "System: x86_64-linux\n",
         "Unknown: \u{e9}: :\nUnknown: again\n",
-        "FileHash: odd\nFileSize: 0\n",
+        "FileHash: odd\n",
     ] {
         assert_eq!(with(same), Ok(least.clone()), "{same}");
     }
+    let with_size = with("FileSize: 0\n").unwrap();
+    assert_eq!(with_size.file_size, Some(0));
+    assert_eq!(with_size.info, least.info);
     assert_eq!(
         with("Compression: none").unwrap().compression,
         Compression::None
@@ -355,6 +358,7 @@ fn narinfo() -> impl Strategy<Value = Narinfo> {
         info,
         url: NarUrl::parse(&url).unwrap(),
         compression,
+        file_size: None,
     })
 }
 

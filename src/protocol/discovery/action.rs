@@ -20,25 +20,31 @@ pub struct Origin {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Send to every chosen network.
-    Broadcast(Packet),
-    /// Send to a configured peer.
+    Broadcast {
+        /// What to send.
+        packet: Packet,
+        /// By IPv6 too where IPv4 reaches the same network: to find those who speak that alone.
+        everywhere: bool,
+    },
+    /// Send to one peer.
     Send {
         /// The peer.
         to: SocketAddr,
         /// What to send.
         packet: Packet,
     },
-    /// Send back to where the datagram came from, through the socket it came in.
+    /// Send back to where a datagram came from, through the socket it came in if that is at hand.
     Reply {
         /// Its source.
         to: SocketAddr,
         /// What to send.
         packet: Packet,
     },
-    /// Ask the store, then send [`Question::answer`].
+    /// Ask the store, then send [`Question::answer`], or for a batch what
+    /// [`Discovery::answer`](super::Discovery::answer) says.
     Question(Question),
     /// A peer says that it has what a lookup looks for.
     Candidate {
@@ -56,21 +62,50 @@ pub enum Action {
     },
 }
 
-/// A peer asks whether we have a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A peer asks whether we have a path, or which of several.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// Who asks, UDP.
     pub from: SocketAddr,
     /// Its id for the question.
     pub id: u32,
     /// What it asks for.
-    pub hash: StorePathHash,
+    pub wanted: Wanted,
+}
+
+/// What a question is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// One path.
+    One(StorePathHash),
+    /// Several, by one datagram.
+    Batch {
+        /// How many peers the asker knows to be there.
+        known: u16,
+        /// Whether others were asked by the same datagram.
+        to_many: bool,
+        /// The paths, at least one.
+        hashes: Vec<StorePathHash>,
+    },
+}
+
+impl Wanted {
+    /// The paths.
+    pub fn hashes(&self) -> &[StorePathHash] {
+        match self {
+            Self::One(hash) => std::slice::from_ref(hash),
+            Self::Batch { hashes, .. } => hashes,
+        }
+    }
 }
 
 impl Question {
-    /// The answer, for [`Question::from`]; `held`: the path is here and shared.
-    pub fn answer(&self, held: bool, http_port: u16) -> Packet {
-        let Self { id, hash, .. } = *self;
+    /// The answer to a question for one path; `held`: the path is here and shared.
+    pub fn answer(&self, held: bool, http_port: u16) -> Option<Packet> {
+        let Wanted::One(hash) = self.wanted else {
+            return None;
+        };
+        let id = self.id;
         let answer = if held {
             Datagram::Response {
                 id,
@@ -80,7 +115,7 @@ impl Question {
         } else {
             Datagram::Absent { id }
         };
-        answer.encode()
+        Some(answer.encode())
     }
 }
 
@@ -93,6 +128,8 @@ pub enum End {
     Timeout,
     /// There was nobody to ask, or nobody that answers when it has nothing.
     Alone,
+    /// Summaries say what everybody has: nobody was asked.
+    Covered,
     /// Too many lookups were in progress; nothing was sent.
     Overload,
 }

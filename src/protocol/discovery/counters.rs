@@ -9,6 +9,18 @@ pub struct Counters {
     pub received: u64,
     /// Requests that were taken: allowed, within the rate, not our own.
     pub requests: u64,
+    /// Batches among them.
+    pub batches: u64,
+    /// Requests that came after a batch which asked the same.
+    pub asked_in_batch: u64,
+    /// Answers left out because a large LAN was asked for what is not here.
+    pub left_out: u64,
+    /// Answers to our batches, of asks in progress.
+    pub answers: u64,
+    /// Asks sent again to those who were silent.
+    pub repeated: u64,
+    /// Questions broadcast while summaries decided, to hear of what is new.
+    pub probes: u64,
     /// Responses to a lookup in progress.
     pub responses: u64,
     /// Absents to a lookup in progress.
@@ -35,6 +47,8 @@ pub struct Counters {
     pub ended_alone: u64,
     /// Lookups ended because all that were waited for had answered.
     pub ended_answered: u64,
+    /// Lookups ended because summaries said what all have.
+    pub ended_covered: u64,
     /// Lookups ended by time.
     pub ended_timeout: u64,
     /// Lookups refused because too many were in progress.
@@ -45,6 +59,18 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Lookups that ended, by how.
+    pub fn ended(&self) -> [(&'static str, u64); 6] {
+        [
+            ("alone", self.ended_alone),
+            ("answered", self.ended_answered),
+            ("cancelled", self.cancelled),
+            ("covered", self.ended_covered),
+            ("overload", self.ended_overload),
+            ("timeout", self.ended_timeout),
+        ]
+    }
+
     /// Datagrams that were dropped, by what was wrong with them.
     pub fn rejected(&self) -> impl Iterator<Item = (Reject, u64)> + '_ {
         Reject::ALL
@@ -80,13 +106,15 @@ pub enum Reject {
     Port,
     /// A version that does not exist.
     Version,
+    /// A batch of nothing, or of more than fits.
+    Count,
     /// An answer to nothing that was asked.
     UnknownId,
 }
 
 impl Reject {
     /// All of them, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotAllowed,
         Self::Source,
         Self::Empty,
@@ -97,6 +125,7 @@ impl Reject {
         Self::OtherHash,
         Self::Port,
         Self::Version,
+        Self::Count,
         Self::UnknownId,
     ];
 
@@ -113,6 +142,7 @@ impl Reject {
             Self::OtherHash => "other-hash",
             Self::Port => "port",
             Self::Version => "version",
+            Self::Count => "count",
             Self::UnknownId => "unknown-id",
         }
     }
@@ -128,6 +158,7 @@ impl From<WireError> for Reject {
             WireError::Path => Self::Path,
             WireError::Port(_) => Self::Port,
             WireError::Version => Self::Version,
+            WireError::Count(_) => Self::Count,
         }
     }
 }

@@ -48,8 +48,8 @@ impl SourceLimit {
         }
     }
 
-    /// Takes a token of `source`; false if it has none.
-    pub(super) fn take(&mut self, now: Instant, source: IpAddr) -> bool {
+    /// Takes `count` tokens of `source`; false, and takes none, if it has fewer.
+    pub(super) fn take(&mut self, now: Instant, source: IpAddr, count: u32) -> bool {
         if !self.sources.contains_key(&source) && self.sources.len() >= MAX_SOURCES {
             self.forget_idle(now);
         }
@@ -61,7 +61,7 @@ impl SourceLimit {
         } else {
             self.overflow.get_or_insert(Bucket { full_at: now })
         };
-        let full_at = bucket.full_at.max(now) + self.per_token;
+        let full_at = bucket.full_at.max(now) + self.per_token * count;
         if full_at - now > self.depth {
             return false;
         }
@@ -137,9 +137,9 @@ mod tests {
         let mut limit = SourceLimit::new(100, 10);
         let start = Instant::now();
         let granted =
-            |limit: &mut SourceLimit, now| (0..50).filter(|_| limit.take(now, ip(1))).count();
+            |limit: &mut SourceLimit, now| (0..50).filter(|_| limit.take(now, ip(1), 1)).count();
         assert_eq!(granted(&mut limit, start), 10);
-        assert!(limit.take(start, ip(2)), "another source has its own");
+        assert!(limit.take(start, ip(2), 1), "another source has its own");
         assert_eq!(granted(&mut limit, start + Duration::from_millis(50)), 5);
         assert_eq!(granted(&mut limit, start + Duration::from_secs(9)), 10);
     }
@@ -148,12 +148,14 @@ mod tests {
     fn a_flood_of_sources_shares_one_allowance() {
         let mut limit = SourceLimit::new(100, 10);
         let start = Instant::now();
-        assert!(limit.take(start, ip(0)));
-        let granted = (1..100_000).filter(|&n| limit.take(start, ip(n))).count();
+        assert!(limit.take(start, ip(0), 1));
+        let granted = (1..100_000)
+            .filter(|&n| limit.take(start, ip(n), 1))
+            .count();
         assert_eq!(granted, MAX_SOURCES - 1 + 10);
         assert_eq!(limit.sources.len(), MAX_SOURCES);
-        assert!(limit.take(start, ip(0)), "a known source keeps its own");
-        assert!(limit.take(start + 2 * SECOND, ip(200_000)));
+        assert!(limit.take(start, ip(0), 1), "a known source keeps its own");
+        assert!(limit.take(start + 2 * SECOND, ip(200_000), 1));
         assert_eq!(limit.sources.len(), 1, "idle ones are forgotten");
     }
 

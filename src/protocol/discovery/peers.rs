@@ -1,5 +1,9 @@
 //! The table of peers: who was heard, who is waited for, and for whom there is no need to.
 
+mod direct;
+
+pub(super) use direct::Way;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -8,6 +12,7 @@ use std::{
 
 use super::{
     limits::NewPeerLimit,
+    peer::{Kind, Peer, SILENT_ASKS, Sign, UNKNOWN_ASKS},
     peer_info::PeerInfo,
     saved::SavedPeer,
     slots::{MAX_PEERS, Slots},
@@ -16,17 +21,6 @@ use crate::protocol::{PeerAddr, wire::About};
 
 /// Configured peers that are taken; the others are not asked.
 pub(super) const MAX_STATIC_PEERS: usize = 512;
-
-/// After this many lookups in a row without a word from it a peer is not waited for, until
-/// it is heard again: one that left without a goodbye costs this many timeouts.
-const SILENT_LOOKUPS: u8 = 4;
-
-/// So many lookups of a burst wait for a configured peer of which nothing is known: it may
-/// be an old one, which never says that it has nothing.
-const UNKNOWN_LOOKUPS: u8 = 16;
-
-/// From one question to a silent configured peer to the next.
-const SILENT_PAUSE: Duration = Duration::from_secs(1);
 
 /// For so long after an old peer was heard every lookup gives it its timeout.
 const OLD_PEER_MEMORY: Duration = Duration::from_secs(600);
@@ -38,62 +32,14 @@ const CROWD_MEMORY: Duration = Duration::from_secs(2);
 /// A saved peer that was not heard for longer is not taken back.
 const SAVED_PEER_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 
-/// What is known of how a peer speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Nothing yet, or nothing since the burst began.
-    Unknown,
-    /// It asks and answers, and never said hello, here or absent: it answers only what it has.
-    Old,
-    /// It answers every request.
-    New,
-}
-
-/// What a datagram says about its sender.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Sign {
-    Request,
-    Response,
-    Absent,
-    Hello(About),
-    Here(About),
-}
-
-impl Sign {
-    /// Whether only who received our random id can have sent it.
-    fn answers(self) -> bool {
-        matches!(self, Self::Response | Self::Absent | Self::Here(_))
-    }
-}
-
-#[derive(Debug)]
-struct Peer {
-    address: SocketAddr,
-    is_static: bool,
-    /// The configuration named this machine itself.
-    is_myself: bool,
-    /// Broadcast reaches this static peer too: it answered the same request twice.
-    is_doubled: bool,
-    kind: Kind,
-    about: Option<About>,
-    has_answered: bool,
-    heard: Option<Instant>,
-    silent_lookups: u8,
-    /// When it was last asked directly.
-    asked: Option<Instant>,
-    answered_hello: Option<u32>,
-    http: Option<PeerAddr>,
-    present: u64,
-    absent: u64,
-}
-
 /// Where a sender is in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Learned {
     pub(super) slot: usize,
     /// The slot was another peer's until now, or nobody's.
     pub(super) is_new: bool,
+    /// Its sender has come, or has something that it did not have.
+    pub(super) is_news: bool,
 }
 
 /// All peers, in slots that lookups can keep sets of.
@@ -105,13 +51,27 @@ pub(super) struct Peers {
     statics: Vec<usize>,
     /// Those that lookups wait for: new, have answered a random id, and not been silent.
     waited: Slots,
+    /// Those whose summary is here and says all that they have: they need not be asked.
+    covered: Slots,
+    /// Those that are waited for and do not understand batches.
+    plain: Slots,
+    /// Those that do.
+    batchers: Slots,
+    /// Those that have shown since the burst began that they are there, and are new.
+    present: Slots,
+    /// Those of them that have answered questions, too.
+    proven: Slots,
+    /// Generations of the summaries that are here, by instance.
+    summaries: HashMap<u64, u64>,
     new_peers: NewPeerLimit,
+    /// Until then whoever answers us is taken in: all of a large network answers one hello.
+    welcome_until: Option<Instant>,
     /// When one of kind old was last heard.
     old_heard: Option<Instant>,
     /// The same of old peers that have answered nothing yet: anybody can ask in the name of
     /// one, so not many lookups of a burst pay for them.
     unproven_heard: Option<Instant>,
-    unproven_lookups: u8,
+    unproven_asks: u8,
     /// When somebody answered a random id and found no place.
     crowded: Option<Instant>,
 }
@@ -133,18 +93,27 @@ impl Peers {
         }
     }
 
-    /// What a burst has to find out anew: who is there, and how it speaks. Old peers stay
-    /// old, they do not answer a hello.
-    pub(super) fn begin_burst(&mut self) {
+    /// Those of the configured peers that are so by an announcement alone.
+    pub(super) fn set_announced(&mut self, addresses: &[SocketAddr]) {
+        for &slot in &self.statics {
+            let peer = &mut self.slots[slot];
+            peer.is_announced = addresses.contains(&peer.address);
+        }
+    }
+
+    /// What a burst has to find out anew: who is there, how it speaks, and what it shares.
+    pub(super) fn begin_burst(&mut self, welcome_until: Instant) {
+        self.welcome_until = Some(welcome_until);
         self.waited = Slots::default();
-        self.unproven_lookups = 0;
+        self.covered = Slots::default();
+        self.summaries.clear();
+        self.plain = Slots::default();
+        self.batchers = Slots::default();
+        self.present = Slots::default();
+        self.proven = Slots::default();
+        self.unproven_asks = 0;
         for peer in &mut self.slots {
-            peer.is_myself = false;
-            peer.is_doubled = false;
-            peer.silent_lookups = 0;
-            if peer.kind == Kind::New {
-                peer.kind = Kind::Unknown;
-            }
+            peer.begin_burst();
         }
     }
 
@@ -160,37 +129,90 @@ impl Peers {
         };
         let peer = &mut self.slots[slot];
         let was_old = peer.kind == Kind::Old;
-        peer.heard = Some(now);
-        peer.has_answered |= sign.answers();
-        // Anybody can send the other signs in its name.
-        if matches!(sign, Sign::Response | Sign::Absent) {
-            peer.silent_lookups = 0;
-        }
-        match sign {
-            Sign::Request | Sign::Response if peer.kind == Kind::Unknown => peer.kind = Kind::Old,
-            Sign::Request | Sign::Response => {}
-            Sign::Absent => peer.kind = Kind::New,
-            Sign::Hello(about) | Sign::Here(about) => {
-                peer.kind = Kind::New;
-                peer.introduce(about);
-            }
-        }
+        let was_confirmed = peer.is_confirmed;
+        let before = peer.about;
+        peer.learn(now, sign);
+        let is_news = known.is_none() || peer.about != before;
         match peer.kind {
             Kind::Old if peer.has_answered => self.old_heard = Some(now),
             Kind::Old => self.unproven_heard = Some(now),
             Kind::New if was_old => self.recall_old(),
             _ => {}
         }
+        let instance = |about: Option<About>| about.map(|about| about.instance);
+        if instance(self.slots[slot].about) != instance(before) {
+            self.release_aliases(slot);
+        }
+        if self.slots[slot].is_confirmed && !was_confirmed {
+            self.find_twins(slot);
+        }
         self.judge(slot);
         Some(Learned {
             slot,
             is_new: known.is_none(),
+            is_news,
         })
     }
 
     /// Whether the hello `id` of the peer in `slot` is to be answered: once.
     pub(super) fn answers_hello(&mut self, slot: usize, id: u32) -> bool {
         self.slots[slot].answered_hello.replace(id) != Some(id)
+    }
+
+    /// Notes how long after an ask was first and last sent the peer in `slot` answered.
+    pub(super) fn note_round_trip(&mut self, slot: usize, first: Duration, last: Duration) {
+        self.slots[slot].measure(first, last);
+    }
+
+    /// The summaries that are here: instance and generation of each.
+    pub(super) fn set_summaries(&mut self, summaries: &[(u64, u64)]) {
+        let summaries = summaries.iter().copied().collect();
+        if self.summaries == summaries {
+            return;
+        }
+        self.summaries = summaries;
+        for slot in 0..self.slots.len() {
+            self.judge(slot);
+        }
+    }
+
+    /// Those whose summary says all that they have.
+    pub(super) fn covered(&self) -> &Slots {
+        &self.covered
+    }
+
+    /// How long to wait for those in `slots` before they are asked again.
+    pub(super) fn window(&self, slots: impl Iterator<Item = usize>, longest: Duration) -> Duration {
+        let windows = slots.map(|slot| self.slots[slot].window(longest));
+        windows.max().unwrap_or(longest)
+    }
+
+    /// New peers that have shown since the burst began that they are there.
+    pub(super) fn present(&self) -> &Slots {
+        &self.present
+    }
+
+    /// Those of them that have answered a question at any time.
+    pub(super) fn proven(&self) -> &Slots {
+        &self.proven
+    }
+
+    /// Whether `address` is that of one of them.
+    pub(super) fn is_present(&self, address: SocketAddr) -> bool {
+        let slot = self.by_address.get(&address).copied();
+        slot.is_some_and(|slot| self.present.contains(slot))
+    }
+
+    /// Whether there is somebody who understands batches.
+    pub(super) fn has_batchers(&self) -> bool {
+        !self.batchers.is_empty()
+    }
+
+    /// Whether somebody that is waited for understands requests alone, or may do so; `surely`: has
+    /// said so, or has not answered a batch that it was sent.
+    pub(super) fn has_plain(&self, surely: bool) -> bool {
+        let mut plain = self.plain.iter();
+        plain.any(|slot| !(surely && self.slots[slot].is_unclear()))
     }
 
     /// Notes that `address`, if it is configured, is this machine itself.
@@ -213,16 +235,11 @@ impl Peers {
         }
     }
 
-    /// Notes a second answer to the same request.
-    pub(super) fn note_double(&mut self, slot: usize) {
-        self.slots[slot].is_doubled = self.slots[slot].is_static;
-    }
-
-    /// Notes that a lookup ended at its deadline, having heard those in `answered`.
+    /// Notes that an ask ended at its deadline, having heard those in `answered`.
     pub(super) fn note_silence(&mut self, answered: &Slots) {
-        self.unproven_lookups = self.unproven_lookups.saturating_add(1);
-        let silent: Vec<usize> = self.waited.without(answered).collect();
-        for slot in silent {
+        self.unproven_asks = self.unproven_asks.saturating_add(1);
+        let silent = self.waited.minus(&self.covered);
+        for slot in silent.without(answered) {
             self.add_silence(slot);
         }
         for place in 0..self.statics.len() {
@@ -235,8 +252,11 @@ impl Peers {
 
     fn add_silence(&mut self, slot: usize) {
         let peer = &mut self.slots[slot];
-        peer.silent_lookups = peer.silent_lookups.saturating_add(1);
+        peer.silent_asks = peer.silent_asks.saturating_add(1);
         peer.is_doubled = false;
+        if peer.silent_asks >= SILENT_ASKS {
+            self.release_aliases(slot);
+        }
         self.judge(slot);
     }
 
@@ -249,32 +269,9 @@ impl Peers {
     pub(super) fn may_miss_someone(&self, now: Instant) -> bool {
         let lately = |heard: Option<Instant>| heard.is_some_and(|at| now < at + OLD_PEER_MEMORY);
         lately(self.old_heard)
-            || lately(self.unproven_heard) && self.unproven_lookups < UNKNOWN_LOOKUPS
+            || lately(self.unproven_heard) && self.unproven_asks < UNKNOWN_ASKS
             || self.crowded.is_some_and(|at| now < at + CROWD_MEMORY)
             || self.static_peers().any(Peer::keeps_window)
-    }
-
-    /// Configured peers that are to be asked directly at `now`. Who is silent is asked once a
-    /// second: what is sent to a machine that is off takes room in our socket until the system
-    /// gives up looking for it, seconds later, and the others are not asked for want of it.
-    pub(super) fn ask_directly(&mut self, now: Instant) -> Vec<SocketAddr> {
-        let mut asked = Vec::new();
-        for &slot in &self.statics {
-            let peer = &mut self.slots[slot];
-            let silent = peer.silent_lookups >= SILENT_LOOKUPS;
-            let waits = silent && peer.asked.is_some_and(|at| now < at + SILENT_PAUSE);
-            if !(waits || peer.is_myself || peer.is_doubled) {
-                peer.asked = Some(now);
-                asked.push(peer.address);
-            }
-        }
-        asked
-    }
-
-    /// Whether there is a configured peer that is another machine.
-    pub(super) fn has_others_configured(&self) -> bool {
-        let other = |peer: &Peer| !peer.is_myself && !peer.is_doubled;
-        self.static_peers().any(other)
     }
 
     /// Whether `address` is configured.
@@ -291,10 +288,12 @@ impl Peers {
             kind: peer.kind,
             about: peer.about,
             is_static: peer.is_static,
+            is_alias: peer.twin.is_some(),
             has_answered: peer.has_answered,
             is_waited_for: self.waited.contains(slot),
             heard: peer.heard.map(|at| now.saturating_duration_since(at)),
-            silent_lookups: peer.silent_lookups.into(),
+            silent_asks: peer.silent_asks.into(),
+            is_covered: self.covered.contains(slot),
             present: peer.present,
             absent: peer.absent,
         };
@@ -303,16 +302,10 @@ impl Peers {
 
     /// What is worth keeping while the daemon sleeps.
     pub(super) fn save(&self, now: Instant) -> Vec<SavedPeer> {
-        let saved = |peer: &Peer| {
-            Some(SavedPeer {
-                address: peer.address,
-                kind: peer.kind,
-                about: peer.about,
-                has_answered: peer.has_answered,
-                heard_seconds_ago: now.saturating_duration_since(peer.heard?).as_secs(),
-            })
-        };
-        self.slots.iter().filter_map(saved).collect()
+        self.slots
+            .iter()
+            .filter_map(|peer| peer.save(now))
+            .collect()
     }
 
     /// Puts back what [`Self::save`] gave, `asleep` ago.
@@ -345,29 +338,15 @@ impl Peers {
     }
 
     fn admit(&mut self, now: Instant, from: SocketAddr, sign: Sign) -> Option<usize> {
-        let admitted = self.new_peers.take(now, from.ip());
+        let is_welcome = sign.answers() && self.welcome_until.is_some_and(|until| now < until);
+        let admitted = is_welcome || self.new_peers.take(now, from.ip());
         admitted.then(|| self.place(from, sign.answers())).flatten()
     }
 
     /// A slot for a peer that has none; one that proved itself may take the place of one
     /// that did not, or of the one that was not heard for longest.
     fn place(&mut self, address: SocketAddr, proven: bool) -> Option<usize> {
-        let peer = Peer {
-            address,
-            is_static: false,
-            is_myself: false,
-            is_doubled: false,
-            kind: Kind::Unknown,
-            about: None,
-            has_answered: false,
-            heard: None,
-            silent_lookups: 0,
-            asked: None,
-            answered_hello: None,
-            http: None,
-            present: 0,
-            absent: 0,
-        };
+        let peer = Peer::new(address);
         if self.slots.len() < MAX_PEERS {
             self.slots.push(peer);
             let slot = self.slots.len() - 1;
@@ -385,18 +364,30 @@ impl Peers {
         self.by_address.remove(&evicted.address);
         self.by_address.insert(address, slot);
         self.slots[slot] = peer;
-        self.waited.remove(slot);
+        self.release_aliases(slot);
+        self.judge(slot);
         self.recall_old();
         Some(slot)
     }
 
-    /// Whether the peer in `slot` is waited for from now on.
+    /// Whether the peer in `slot` is waited for from now on, and whether it need be asked.
     fn judge(&mut self, slot: usize) {
-        if self.slots[slot].deserves_waiting() {
-            self.waited.insert(slot);
-        } else {
-            self.waited.remove(slot);
-        }
+        let peer = &self.slots[slot];
+        let summary = peer
+            .about
+            .filter(|_| peer.is_confirmed)
+            .is_some_and(|about| {
+                let known = self.summaries.get(&about.instance);
+                known.is_some_and(|&generation| generation >= about.generation)
+            });
+        let (waited, plain) = (peer.deserves_waiting(), !peer.takes_batches());
+        let is_present = peer.kind == Kind::New && !peer.is_myself && peer.twin.is_none();
+        self.covered.set(slot, summary && waited);
+        self.waited.set(slot, waited);
+        self.plain.set(slot, waited && plain);
+        self.batchers.set(slot, is_present && !plain);
+        self.present.set(slot, is_present);
+        self.proven.set(slot, is_present && peer.takes_questions);
     }
 
     fn recall_old(&mut self) {
@@ -405,32 +396,4 @@ impl Peers {
         self.old_heard = proven.iter().filter_map(|peer| peer.heard).max();
         self.unproven_heard = unproven.iter().filter_map(|peer| peer.heard).max();
     }
-}
-
-impl Peer {
-    fn introduce(&mut self, about: About) {
-        self.about = Some(about);
-        self.http = http_addr(self.address, about.http_port);
-    }
-
-    fn deserves_waiting(&self) -> bool {
-        self.kind == Kind::New
-            && self.has_answered
-            && !self.is_myself
-            && self.silent_lookups < SILENT_LOOKUPS
-    }
-
-    fn keeps_window(&self) -> bool {
-        self.is_static
-            && self.kind == Kind::Unknown
-            && !self.is_myself
-            && self.silent_lookups < UNKNOWN_LOOKUPS
-    }
-}
-
-/// Where a peer that is heard at `udp` serves.
-pub(super) fn http_addr(udp: SocketAddr, port: u16) -> Option<PeerAddr> {
-    let mut http = udp;
-    http.set_port(port);
-    PeerAddr::new(http).ok()
 }

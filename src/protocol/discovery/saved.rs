@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::peers::Kind;
+use super::peer::Kind;
 use crate::protocol::wire::About;
 
 /// Identity and peers.

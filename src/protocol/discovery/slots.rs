@@ -22,6 +22,15 @@ impl Slots {
         self.0[slot / 64] &= !(1 << (slot % 64));
     }
 
+    /// Puts `slot` in or takes it out.
+    pub(super) fn set(&mut self, slot: usize, is_in: bool) {
+        if is_in {
+            self.insert(slot);
+        } else {
+            self.remove(slot);
+        }
+    }
+
     pub(super) fn contains(&self, slot: usize) -> bool {
         self.0[slot / 64] & (1 << (slot % 64)) != 0
     }
@@ -32,6 +41,24 @@ impl Slots {
 
     pub(super) fn is_subset(&self, of: &Self) -> bool {
         self.0.iter().zip(&of.0).all(|(mine, its)| mine & !its == 0)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// What is in `self` and not in `other`.
+    pub(super) fn minus(&self, other: &Self) -> Self {
+        let mut rest = self.clone();
+        for (word, out) in rest.0.iter_mut().zip(&other.0) {
+            *word &= !out;
+        }
+        rest
+    }
+
+    /// All of them, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..MAX_PEERS).filter(|&slot| self.contains(slot))
     }
 
     /// The slots that are in `self` and not in `other`, ascending.

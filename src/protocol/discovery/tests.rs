@@ -1,3 +1,9 @@
+mod batches;
+mod crowd;
+mod reach;
+mod silence;
+mod summaries;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -8,6 +14,7 @@ const WAKE: Duration = Duration::from_millis(500);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const PORT: u16 = 12_304;
 const ME: u64 = 0x1111;
+const SECRET: u64 = 0x2222;
 
 const STRANGER: Origin = Origin {
     is_own: false,
@@ -59,7 +66,7 @@ struct Machine {
 
 impl Machine {
     fn new(static_peers: &[&str]) -> Self {
-        let core = Discovery::new(settings(static_peers), ME);
+        let core = Discovery::new(settings(static_peers), ME, SECRET);
         Self {
             core,
             now: Instant::now(),
@@ -84,6 +91,25 @@ impl Machine {
         machine
     }
 
+    /// The same, and all of them have said of one path that they do not have it.
+    fn with_proven_peers(numbers: &[u8]) -> Self {
+        let mut machine = Self::with_peers(numbers);
+        // Within the window, so that nothing is measured.
+        machine.now -= WAKE;
+        machine.prove(numbers);
+        machine.now += WAKE;
+        let now = machine.now;
+        machine.core.expire(now, &mut Vec::new());
+        machine
+    }
+
+    fn prove(&mut self, numbers: &[u8]) {
+        self.lookup(900);
+        for &number in numbers {
+            self.absent(peer(number), 900);
+        }
+    }
+
     fn stir(&mut self, id: u32) -> Vec<Action> {
         let mut actions = Vec::new();
         self.core.stir(self.now, id, &mut actions);
@@ -94,7 +120,28 @@ impl Machine {
         let mut actions = Vec::new();
         let begun = self.core.lookup(self.now, id, hash(id), &mut actions);
         begun.expect("a fresh id");
+        self.core.flush(self.now, &mut actions);
         actions
+    }
+
+    /// A lookup that waits for others to go out with, if there is reason to.
+    fn begin(&mut self, id: u32) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let begun = self.core.lookup(self.now, id, hash(id), &mut actions);
+        begun.expect("a fresh id");
+        actions
+    }
+
+    /// What time brings at the next deadline.
+    fn go_on(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.now = self.core.deadline().expect("something to wait for");
+        self.core.expire(self.now, &mut actions);
+        actions
+    }
+
+    fn here(&mut self, from: SocketAddr, about: About) -> Vec<Action> {
+        self.hear(from, Datagram::Here { id: 1, about })
     }
 
     fn hear(&mut self, from: SocketAddr, datagram: Datagram) -> Vec<Action> {
@@ -121,11 +168,11 @@ impl Machine {
         self.hear(from, Datagram::Absent { id })
     }
 
-    /// Goes on to the next deadline; how long that took.
+    /// Goes on until a lookup ends; how long that took.
     fn wait(&mut self) -> (Duration, Vec<Action>) {
         let before = self.now;
         let mut actions = Vec::new();
-        while actions.is_empty() {
+        while ends(&actions).is_empty() {
             self.now = self.core.deadline().expect("something to wait for");
             self.core.expire(self.now, &mut actions);
         }
@@ -140,10 +187,35 @@ impl Machine {
 
 fn broadcasts(actions: &[Action]) -> Vec<Datagram> {
     let sent = |action: &Action| match action {
-        Action::Broadcast(packet) => Some(Datagram::parse(packet).expect("ours")),
+        Action::Broadcast { packet, .. } => Some(Datagram::parse(packet).expect("ours")),
         _ => None,
     };
     actions.iter().filter_map(sent).collect()
+}
+
+fn sends(actions: &[Action]) -> Vec<(SocketAddr, Datagram)> {
+    let sent = |action: &Action| match action {
+        Action::Send { to, packet } => Some((*to, Datagram::parse(packet).expect("ours"))),
+        _ => None,
+    };
+    actions.iter().filter_map(sent).collect()
+}
+
+/// Id, known, to-many and paths, if it is a batch.
+fn batch(datagram: &Datagram) -> Option<(u32, u16, bool, Vec<StorePathHash>)> {
+    match datagram {
+        Datagram::Batch {
+            id,
+            known,
+            to_many,
+            hashes,
+        } => Some((*id, *known, *to_many, hashes.clone())),
+        _ => None,
+    }
+}
+
+fn hashes(numbers: &[u32]) -> Vec<StorePathHash> {
+    numbers.iter().map(|&number| hash(number)).collect()
 }
 
 fn ends(actions: &[Action]) -> Vec<(u32, End)> {
@@ -175,7 +247,7 @@ fn the_first_lookup_says_hello_and_asks() {
         id: 9,
         hash: hash(9),
     };
-    assert_eq!((sent[1], actions.len()), (request, 2));
+    assert_eq!((&sent[1], actions.len()), (&request, 2));
     assert_eq!(broadcasts(&machine.lookup(10)).len(), 1, "no second hello");
 }
 
@@ -288,6 +360,7 @@ fn who_only_said_hello_is_not_waited_for() {
         Datagram::Hello {
             id: 8,
             about: about(2),
+            known: 0,
         },
     );
     assert_eq!(ends(&machine.lookup(5)), [(5, End::Alone)]);
@@ -454,6 +527,8 @@ fn a_static_peer_that_broadcast_reaches_is_asked_once() {
     assert_eq!(machine.absent(peer(1), 5), [], "late");
     machine.core.set_networks(true, true);
     machine.stir(7);
+    let about = about(2);
+    machine.hear(peer(1), Datagram::Here { id: 7, about });
     machine.lookup(8);
     machine.response(peer(1), 8);
     machine.response(peer(1), 8);
@@ -463,12 +538,49 @@ fn a_static_peer_that_broadcast_reaches_is_asked_once() {
 }
 
 #[test]
+fn who_answers_like_an_old_peer_is_asked_by_a_batch_a_few_times() {
+    let mut machine = Machine::with_peers(&[]);
+    machine.lookup(5);
+    machine.response(peer(1), 5);
+    let batches = |actions: &[Action]| {
+        let is_batch = |action: &&Action| {
+            matches!(action, Action::Send { to, packet } if *to == peer(1)
+                && matches!(Datagram::parse(packet), Ok(Datagram::Batch { to_many: false, .. })))
+        };
+        actions.iter().filter(is_batch).count()
+    };
+    let sent: Vec<usize> = (10..16).map(|id| batches(&machine.lookup(id))).collect();
+    assert_eq!(sent, [1, 1, 1, 1, 0, 0]);
+}
+
+#[test]
+fn a_new_peer_whose_here_was_lost_is_not_taken_for_an_old_one_for_long() {
+    let mut machine = Machine::with_peers(&[]);
+    machine.lookup(5);
+    machine.response(peer(1), 5);
+    let actions = machine.lookup(10);
+    let id = actions.iter().find_map(|action| match action {
+        Action::Send { packet, .. } => match Datagram::parse(packet) {
+            Ok(Datagram::Batch { id, .. }) => Some(id),
+            _ => None,
+        },
+        _ => None,
+    });
+    let (about, held) = (about(2), Held::of([false]));
+    let id = id.expect("a batch of its own");
+    machine.hear(peer(1), Datagram::Answer { id, about, held });
+    machine.lookup(11);
+    assert_eq!(ends(&machine.absent(peer(1), 11)), [(11, End::Answered)]);
+}
+
+#[test]
 fn a_static_peer_that_is_this_machine_is_not_asked() {
     let mut machine = Machine::new(&["192.168.1.1:12304"]);
     machine.stir(1);
     let hello = Datagram::Hello {
         id: 1,
         about: about(ME),
+        known: 0,
     };
     machine.hear_bytes(peer(1), &hello.encode(), MYSELF);
     machine.now += WAKE;
@@ -480,8 +592,8 @@ fn a_static_peer_that_is_this_machine_is_not_asked() {
 fn own_datagrams_are_dropped() {
     let mut machine = Machine::with_peers(&[]);
     let packets: Vec<Packet> = [5, 6]
-        .map(|id| match machine.lookup(id)[0] {
-            Action::Broadcast(packet) => packet,
+        .map(|id| match &machine.lookup(id)[0] {
+            Action::Broadcast { packet, .. } => packet.clone(),
             other => panic!("{other:?}"),
         })
         .into();
@@ -508,6 +620,7 @@ fn own_datagrams_are_dropped() {
     let hello = Datagram::Hello {
         id: 1,
         about: about(ME),
+        known: 0,
     };
     assert!(machine.hear(peer(98), hello).is_empty());
 }
@@ -520,18 +633,21 @@ fn a_request_is_asked_of_the_store_and_answered() {
         hash: hash(7),
     };
     let actions = machine.hear(peer(1), request);
-    let [Action::Question(question)] = actions[..] else {
+    let [Action::Question(question)] = &actions[..] else {
         panic!("{actions:?}");
     };
-    assert_eq!((question.from, question.hash), (peer(1), hash(7)));
+    assert_eq!(
+        (question.from, &question.wanted),
+        (peer(1), &Wanted::One(hash(7)))
+    );
     let held = Datagram::Response {
         id: 7,
         http_port: 80,
         hash: hash(7),
     };
-    assert_eq!(Datagram::parse(&question.answer(true, 80)), Ok(held));
+    assert_eq!(question.answer(true, 80), Some(held.encode()));
     let absent = Datagram::Absent { id: 7 };
-    assert_eq!(Datagram::parse(&question.answer(false, 80)), Ok(absent));
+    assert_eq!(question.answer(false, 80), Some(absent.encode()));
 }
 
 #[test]
@@ -541,12 +657,13 @@ fn a_hello_is_answered_once_and_a_here_never() {
     let hello = Datagram::Hello {
         id: 3,
         about: about(2),
+        known: 0,
     };
-    let actions = machine.hear(peer(1), hello);
-    let [Action::Reply { to, packet }] = actions[..] else {
+    let actions = machine.hear(peer(1), hello.clone());
+    let [Action::Reply { to, ref packet }] = actions[..] else {
         panic!("{actions:?}");
     };
-    let Ok(Datagram::Here { id: 3, about: mine }) = Datagram::parse(&packet) else {
+    let Ok(Datagram::Here { id: 3, about: mine }) = Datagram::parse(packet) else {
         panic!("{packet:?}");
     };
     assert_eq!((to, mine.instance, mine.generation), (peer(1), ME, 42));
@@ -711,6 +828,7 @@ fn ghosts_do_not_evict_who_answered() {
             Datagram::Hello {
                 id: 1,
                 about: about(9),
+                known: 0,
             },
         );
     }
@@ -741,6 +859,7 @@ fn a_network_introduces_only_so_many_peers() {
             Datagram::Hello {
                 id: 1,
                 about: about(number.into()),
+                known: 0,
             },
         );
     }
@@ -764,6 +883,7 @@ fn what_is_saved_is_restored() {
         Datagram::Hello {
             id: 2,
             about: about(1),
+            known: 0,
         },
     );
     machine.hear(
@@ -771,6 +891,7 @@ fn what_is_saved_is_restored() {
         Datagram::Hello {
             id: 2,
             about: about(2),
+            known: 0,
         },
     );
     machine.now += Duration::from_secs(30);
@@ -784,7 +905,7 @@ fn what_is_saved_is_restored() {
 
     let asleep = Duration::from_secs(1);
     machine.now += asleep;
-    let mut core = Discovery::restore(machine.now, settings(&[]), &saved, asleep);
+    let mut core = Discovery::restore(machine.now, settings(&[]), &saved, asleep, SECRET);
     let mut before = machine.core.peers(machine.now);
     let after = core.peers(machine.now);
     for line in &mut before {
@@ -813,9 +934,9 @@ fn too_many_saved_peers_are_not_taken() {
         peers: (0..10_000).map(line).collect(),
     };
     let now = Instant::now();
-    let core = Discovery::restore(now, settings(&[]), &saved, Duration::MAX / 2);
+    let core = Discovery::restore(now, settings(&[]), &saved, Duration::MAX / 2, SECRET);
     assert!(core.peers(now).is_empty(), "not heard for a day");
-    let core = Discovery::restore(now, settings(&[]), &saved, Duration::ZERO);
+    let core = Discovery::restore(now, settings(&[]), &saved, Duration::ZERO, SECRET);
     assert_eq!(core.peers(now).len(), slots::MAX_PEERS / 2);
 }
 

@@ -17,15 +17,15 @@ from pathlib import Path
 SUITE = "trixie"
 PACKAGES = (
     "systemd systemd-sysv dbus nix-bin nix-setup-systemd iproute2 nftables curl socat tcpdump "
-    "procps strace jq python3 sudo"
+    "procps strace jq python3 sudo avahi-daemon avahi-utils dnsmasq-base"
 ).split()
 
-# Units that would wait for, or write to, a console that a lab host does not have; and timers
-# that would wake up in the middle of a measurement.
+# Units that would wait for, or write to, a console that a lab host does not have; timers
+# that would wake up in the middle of a measurement; and responders that only some tests want.
 MASKED = (
     "console-getty.service getty@.service container-getty@.service serial-getty@.service "
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer systemd-tmpfiles-clean.timer "
-    "e2scrub_all.timer fstrim.timer"
+    "e2scrub_all.timer fstrim.timer avahi-daemon.service avahi-daemon.socket"
 ).split()
 
 

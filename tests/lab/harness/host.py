@@ -32,12 +32,14 @@ class Spec:
     nix_conf: lines added to its nix.conf (later lines win)
     connected: whether it has its interface into the LAN from the start
     peerix: whether the daemon's socket is enabled at boot
+    far: whether it is on the second network, behind a router that passes no broadcasts
     """
     name: str
     stores: tuple = ()
     nix_conf: str = ""
     connected: bool = True
     peerix: bool = True
+    far: bool = False
 
 
 class Host:
@@ -203,6 +205,11 @@ class Host:
     def ip(self, arguments):
         """Run `ip` in this host's network namespace."""
         subprocess.run(["ip", "-n", self.name, *arguments.split()], check=True, capture_output=True)
+
+    def shows(self, arguments):
+        """What `ip` says of this host's network, as JSON says it; entries that say nothing are left out."""
+        shown = subprocess.run(["ip", "-n", self.name, "-j", *arguments.split()], check=True, capture_output=True)
+        return [entry for entry in json.loads(shown.stdout or "[]") if entry]
 
     def network(self):
         """A context in which this thread's new sockets are sockets of this host."""

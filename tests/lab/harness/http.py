@@ -52,3 +52,40 @@ def raw(host, data, address="127.0.0.1", port=12304, bound=15.0, whole=True):
         while piece := sock.recv(65536):
             answer += piece
     return answer
+
+
+class Connection:
+    """One connection that is kept, as Nix keeps its own: `ask` sends a path and times its answer."""
+
+    def __init__(self, host, address="127.0.0.1", port=12304, bound=15.0):
+        self._sock = host.tcp(address, port, bound)
+        self._sock.settimeout(bound)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._sock.close()
+
+    def ask(self, path):
+        """The status of the answer to a GET, and the seconds from its first byte to the answer's last."""
+        question = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        started = time.perf_counter()
+        self._sock.sendall(question)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += self._receive()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status, *fields = head.decode().split("\r\n")
+        lengths = [field.split(":")[1] for field in fields if field.lower().startswith("content-length:")]
+        missing = int(lengths[0]) - len(body)
+        while missing > 0:
+            missing -= len(self._receive())
+        return int(status.split(" ")[1]), time.perf_counter() - started
+
+    def _receive(self):
+        piece = self._sock.recv(65536)
+        if not piece:
+            raise ConnectionError("the connection was closed within an answer")
+        return piece

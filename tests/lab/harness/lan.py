@@ -10,24 +10,34 @@ import time
 from dataclasses import dataclass
 
 from .host import Host
+from .waiting import wait_until
 
 BRIDGE = "lan"
 NET = "192.168.77"
+FAR_BRIDGE = "far"
+FAR_NET = "192.168.78"
+ROUTER = "router"
 
 
 class Lab:
-    """Hosts on one bridge. A context manager: booted inside, gone after it.
+    """Hosts on one bridge, or on two with a router between. A context manager: booted inside, gone after it.
 
-    `hosts` are in the order of their specs and have the addresses 192.168.77.1, .2, ...
+    `hosts` are in the order of their specs and have the addresses 192.168.77.1, .2, ...; those that
+    are `far` have 192.168.78 and their number.
     """
 
     def __init__(self, specs, build):
-        self.hosts = [Host(spec, f"{NET}.{number}", build) for number, spec in enumerate(specs, 1)]
+        self.hosts = [Host(spec, f"{FAR_NET if spec.far else NET}.{number}", build)
+                      for number, spec in enumerate(specs, 1)]
+        self.has_router = any(spec.far for spec in specs)
 
     def __enter__(self):
         try:
-            _ip(f"link add {BRIDGE} type bridge mcast_snooping 0")
-            _ip(f"link set {BRIDGE} up")
+            for bridge in self._bridges():
+                _ip(f"link add {bridge} type bridge mcast_snooping 0")
+                _ip(f"link set {bridge} up")
+            if self.has_router:
+                _add_router()
             for host in self.hosts:
                 host.prepare()
                 if host.spec.connected:
@@ -43,11 +53,17 @@ class Lab:
     def __exit__(self, *_):
         # In reverse, and to the end whatever fails: what one lab leaves behind fails those after it.
         with contextlib.ExitStack() as rest:
-            rest.callback(subprocess.run, ["ip", "link", "delete", BRIDGE], capture_output=True)
+            for bridge in self._bridges():
+                rest.callback(subprocess.run, ["ip", "link", "delete", bridge], capture_output=True)
+            if self.has_router:
+                rest.callback(subprocess.run, ["ip", "netns", "delete", ROUTER], capture_output=True)
             for host in self.hosts:
                 rest.callback(host.destroy)
                 # A namespace's own interfaces go some time after it; the next lab wants the same names now.
                 rest.callback(subprocess.run, ["ip", "link", "delete", port_of(host)], capture_output=True)
+
+    def _bridges(self):
+        return (BRIDGE, FAR_BRIDGE) if self.has_router else (BRIDGE,)
 
     def host(self, name):
         """The host of that name."""
@@ -55,13 +71,19 @@ class Lab:
 
     # Cables
 
-    def plug(self, host):
-        """Give the host its interface `lan0`, up, with its address and a default route."""
+    def plug(self, host, ipv4=True):
+        """Give the host its interface `lan0`, up, with its address and a default route.
+
+        Not `ipv4`: with the link-local IPv6 address that the kernel gives it, and nothing else.
+        """
         _ip(f"link add {port_of(host)} type veth peer name lan0 netns {host.name}")
-        _ip(f"link set {port_of(host)} master {BRIDGE} up")
+        _ip(f"link set {port_of(host)} master {_bridge_of(host)} up")
+        if not ipv4:
+            host.ip("link set lan0 up")
+            return
         host.ip(f"address add {host.address}/24 brd + dev lan0")
         host.ip("link set lan0 up")
-        host.ip(f"route add default via {NET}.254")
+        host.ip(f"route add default via {FAR_NET if host.spec.far else NET}.254")
 
     def unplug(self, host):
         """Take the interface away, as a USB adapter that is pulled out."""
@@ -73,7 +95,16 @@ class Lab:
 
     def link_up(self, host):
         """Undo `link_down`."""
-        _ip(f"link set {port_of(host)} master {BRIDGE}")
+        _ip(f"link set {port_of(host)} master {_bridge_of(host)}")
+
+    def await_forwarding(self, host):
+        """Return when the host's interface is up for it and for the bridge, which both learn a moment later."""
+        wait_until(lambda: host.shows("link show lan0")[0]["operstate"] == "UP", 5, f"{host.name} has a carrier")
+        wait_until(lambda: self._port_state(host) == "forwarding", 5, f"the bridge forwards to {host.name}")
+
+    def _port_state(self, host):
+        shown = subprocess.run(["ip", "-j", "-d", "link", "show", port_of(host)], check=True, capture_output=True)
+        return json.loads(shown.stdout)[0]["linkinfo"]["info_slave_data"]["state"]
 
     def slow_down(self, host, rate):
         """Let at most `rate` (as tc writes it: 100mbit) out of the host; None: no limit."""
@@ -97,7 +128,7 @@ class Lab:
 
     @contextlib.contextmanager
     def capture(self):
-        """Collect every IPv4 UDP datagram that a host sends into the LAN; yields the growing list."""
+        """Collect every UDP datagram that a host sends into the LAN; yields the growing list."""
         watch = _Capture({port_of(host): host for host in self.hosts})
         try:
             yield watch.seen
@@ -108,6 +139,22 @@ class Lab:
 def port_of(host):
     """The bridge's side of the host's cable."""
     return f"p-{host.name}"
+
+
+def _bridge_of(host):
+    return FAR_BRIDGE if host.spec.far else BRIDGE
+
+
+def _add_router():
+    """A namespace that passes packets between the two networks: nothing runs in it."""
+    _ip(f"netns add {ROUTER}")
+    for bridge, net in ((BRIDGE, NET), (FAR_BRIDGE, FAR_NET)):
+        _ip(f"link add p-{bridge}-r type veth peer name {bridge} netns {ROUTER}")
+        _ip(f"link set p-{bridge}-r master {bridge} up")
+        _ip(f"-n {ROUTER} address add {net}.254/24 brd + dev {bridge}")
+        _ip(f"-n {ROUTER} link set {bridge} up")
+    forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
+    subprocess.run(["ip", "netns", "exec", ROUTER, "sh", "-c", forward], check=True)
 
 
 def _ip(arguments):
@@ -127,7 +174,11 @@ class Datagram:
 
     def broadcast(self):
         """Whether it went to everyone."""
-        return self.target.endswith(".255")
+        return self.target.endswith(".255") or self.multicast()
+
+    def multicast(self):
+        """Whether it went to everyone by IPv6."""
+        return self.target == "ff02::1"
 
     def __str__(self):
         return f"{self.host.name} {self.source}:{self.source_port} -> {self.target}:{self.target_port} {self.payload.hex()}"
@@ -160,9 +211,21 @@ class _Capture:
                     return
                 continue
             host = self._ports.get(port)
-            if host and protocol == 0x0800 and kind != socket.PACKET_OUTGOING and packet[9] == socket.IPPROTO_UDP:
-                header = (packet[0] & 15) * 4
-                source_port, target_port, length, _ = struct.unpack(">HHHH", packet[header:header + 8])
-                self.seen.append(Datagram(
-                    time.monotonic(), host, socket.inet_ntoa(packet[12:16]), source_port,
-                    socket.inet_ntoa(packet[16:20]), target_port, packet[header + 8:header + length]))
+            if host and kind != socket.PACKET_OUTGOING and (parts := _udp(protocol, packet)):
+                source, target, datagram = parts
+                source_port, target_port, length, _ = struct.unpack(">HHHH", datagram[:8])
+                self.seen.append(Datagram(time.monotonic(), host, source, source_port, target, target_port,
+                                          datagram[8:length]))
+
+
+def _udp(protocol, packet):
+    """(source, target, UDP datagram) of an IP packet; None if it carries something else."""
+    if protocol == 0x0800 and packet[9] == socket.IPPROTO_UDP:
+        source, target, header = packet[12:16], packet[16:20], (packet[0] & 15) * 4
+        family = socket.AF_INET
+    elif protocol == 0x86dd and packet[6] == socket.IPPROTO_UDP:
+        source, target, header = packet[8:24], packet[24:40], 40
+        family = socket.AF_INET6
+    else:
+        return None
+    return socket.inet_ntop(family, source), socket.inet_ntop(family, target), packet[header:]

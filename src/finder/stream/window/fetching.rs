@@ -33,15 +33,18 @@ pub(super) async fn fetch(
     holder: Holder,
     range: Range<u64>,
 ) -> Result<(Bytes, PieceDigest), HolderError> {
-    let Holder::Peer { address, url } = &holder else {
-        return Err(HolderError::Unproven);
-    };
+    if holder.is_packed() {
+        return Err(HolderError::WithoutRanges);
+    }
     let after = finder.limits().stall;
     let stalled = |_| HolderError::Stalled { after };
-    let opening = finder.peer_nar(*address, url, &info, range.clone());
+    let turn = tokio::time::timeout(after, finder.opening_turn(&holder)).await;
+    let turn = turn.map_err(|_| HolderError::Busy { after })?;
+    let opening = finder.remote_nar(&holder, &info, range.clone());
     let mut body = tokio::time::timeout(after, opening)
         .await
         .map_err(stalled)??;
+    drop(turn);
     if body.is_without_ranges() {
         return Err(HolderError::WithoutRanges);
     }

@@ -23,7 +23,8 @@ use crate::{
 impl Window {
     /// What to do with the piece that is next.
     pub(super) fn verdict(&self) -> Verdict {
-        if self.careful && self.truth.is_none() && self.untried().is_some() {
+        let may_be_heard = self.trial.is_some() || self.untried().is_some();
+        if self.careful && self.truth.is_none() && may_be_heard {
             return Verdict::Tie;
         }
         let Some(head) = self.pieces.front() else {

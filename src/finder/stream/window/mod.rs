@@ -33,7 +33,7 @@ use super::{
     testimony::{SourceId, Verdict, Vote},
 };
 use crate::{
-    finder::{Finder, Holder, budget::Loan, inquiry::Truth, known::Hopeless, opening::HolderError},
+    finder::{Finder, Holder, budget::Loan, inquiry::Truth, opening::HolderError},
     format::PathInfo,
     peer::PieceDigests,
     protocol::pieces::{self, PIECE_BYTES, PieceDigest},
@@ -118,12 +118,7 @@ impl Window {
             waiting_since: None,
             waited: Duration::ZERO,
             truth: None,
-            careful: {
-                let info = holders.info();
-                let known = &holders.finder().memory().known;
-                let why = known.hopeless(Instant::now(), info.path.hash(), info.nar_hash);
-                why == Some(Hopeless::Wrong)
-            },
+            careful: holders.was_wrong(),
             trial: None,
             tried: Vec::new(),
             _loan: loan,
@@ -236,7 +231,7 @@ impl Window {
             let finder = self.finder.clone();
             let count = pieces::count(self.info.nar_size);
             self.work.push(Box::pin(async move {
-                match finder.0.client.piece_digests(peer, &path, count).await {
+                match finder.client().piece_digests(peer, &path, count).await {
                     Ok(digests) => next_digests(source, digests).await,
                     Err(error) => {
                         debug!(peer:% = peer.ip(); "no digests from {peer}: {error}");
@@ -337,6 +332,8 @@ impl Window {
             } => {
                 self.sources.end(source);
                 match copy {
+                    // Convicted meanwhile, or left: what it says does not count any more.
+                    _ if !self.sources.is_alive(source) => self.ends(source, piece),
                     Ok((bytes, digest)) => {
                         self.sources.took(source, took);
                         self.arrived(Vote { source, digest }, piece, bytes, holders);
