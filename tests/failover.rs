@@ -405,6 +405,68 @@ fn with_no_holder_left_the_nar_is_cut_and_resumes_where_it_was() {
     assert!([cut.body, rest.body].concat() == item.nar);
 }
 
+/// Refuses every NAR.
+fn refuse(status: &str, stream: &mut TcpStream) -> std::io::Result<Then> {
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")?;
+    Ok(Then::KeepOpen)
+}
+
+#[test]
+fn when_the_only_known_holder_fails_another_one_may_be_heard_late() {
+    for status in ["404 Not Found", "503 Service Unavailable"] {
+        let item = big();
+        // The other one's machine is busy: for a while after the NAR was asked for nothing is heard of it.
+        let is_heard = Arc::new(AtomicBool::new(false));
+        let busy = Arc::clone(&is_heard);
+        let known = holder(&item, Duration::ZERO, move |_, _, stream| {
+            let busy = Arc::clone(&busy);
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                busy.store(true, SeqCst);
+            });
+            refuse(status, stream)
+        });
+        let narinfo = item.peer_narinfo();
+        let nar = item.nar.clone();
+        let late = Peer::new(
+            move |datagram, port| match is_heard.load(SeqCst) {
+                true => peer::has_all(datagram, port),
+                false => Vec::new(),
+            },
+            move |asked, stream| match asked.path.ends_with(".narinfo") {
+                true => peer::ok(stream, narinfo.as_bytes()),
+                false => whole(asked, &nar, stream),
+            },
+        );
+        let host = Host::new().with(&Peer::setting(&[&known, &late]));
+        let daemon = host.start();
+        assert_eq!(daemon.get(&format!("/{}.narinfo", item.hash())).status, 200);
+        let answer = daemon.get(&path(&item));
+        assert_eq!((answer.status, answer.complete), (200, true), "{status}");
+        assert!(answer.body == item.nar, "{status}: wrong bytes");
+    }
+}
+
+#[test]
+fn a_nar_that_nobody_gives_is_given_up_after_a_second_and_its_rest_at_once() {
+    let item = big();
+    let rest: &[&str] = &["Range: bytes=1000-"];
+    for (headers, within) in [(&[][..], 1_300), (rest, 300)] {
+        let only = holder(&item, Duration::ZERO, |_, _, stream| {
+            refuse("404 Not Found", stream)
+        });
+        let host = Host::new().with(&Peer::setting(&[&only]));
+        let daemon = host.start();
+        let narinfo = format!("/{}.narinfo", item.hash());
+        assert_eq!(daemon.get(&narinfo).status, 200);
+        let asked = || request(daemon.address(), "GET", &path(&item), headers);
+        let (answer, took) = timed(asked);
+        assert_eq!(answer.status, 404, "{headers:?}");
+        let within = Duration::from_millis(within) + SLACK;
+        assert!(took < within, "{headers:?}: {took:?}");
+    }
+}
+
 #[test]
 fn a_narinfo_does_not_wait_for_a_peer_that_hangs() {
     let item = Item::signed("wanted", 500);

@@ -34,6 +34,11 @@ const MOST_LINES: u32 = 8;
 const SECOND_HOLDER_WITHIN: Duration = Duration::from_millis(60);
 const SECOND_HOLDER_AFTER_A_LIE_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long others are looked for when all holders at hand have failed. Nix was promised this NAR and
+/// its build may end without it; who has it may be unknown so far, or answer late on a busy machine.
+/// Not for the rest of a NAR: Nix asks for that again by itself, four times within some seconds.
+const ANOTHER_HOLDER_WITHIN: Duration = Duration::from_secs(1);
+
 /// Pause before they are looked for again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -57,6 +62,10 @@ pub(super) struct Holders {
     /// Those that failed in a way that may pass, such as a restart.
     again: VecDeque<Holder>,
     resort: Resort,
+    /// Nix asks for the rest of a NAR that was cut.
+    resumes: bool,
+    /// When all holders at hand had failed for the first time since the last byte.
+    all_failed: Option<Instant>,
     rounds: u32,
     lines: u32,
     /// Our own store gave wrong bytes.
@@ -64,13 +73,15 @@ pub(super) struct Holders {
 }
 
 impl Holders {
-    pub(super) fn new(finder: Finder, found: Found) -> Self {
+    pub(super) fn new(finder: Finder, found: Found, resumes: bool) -> Self {
         Self {
             finder,
             found,
             tried: Vec::new(),
             again: VecDeque::new(),
             resort: Resort::AskAgain,
+            resumes,
+            all_failed: None,
             rounds: 0,
             lines: 0,
             own_is_damaged: false,
@@ -130,6 +141,7 @@ impl Holders {
     /// Bytes came.
     pub(super) fn progress(&mut self) {
         self.resort = Resort::AskAgain;
+        self.all_failed = None;
     }
 
     /// Accounts for a holder that cannot give the bytes from `position` on.
@@ -177,7 +189,7 @@ impl Holders {
     /// Opens the bytes from `range.start` at a holder that agrees to give them. When those at
     /// hand have failed, the LAN is asked once more, then those that may have recovered are
     /// tried once more: a holder that restarts answers a second later, its socket is open all
-    /// the time.
+    /// the time. Then the LAN again, until [`ANOTHER_HOLDER_WITHIN`] of the first failure of all.
     pub(super) async fn open(&mut self, range: Range<u64>) -> Result<(Holder, Body), StreamError> {
         loop {
             while let Some(holder) = self.take() {
@@ -187,11 +199,23 @@ impl Holders {
                 }
             }
             self.rounds += 1;
+            let since = *self.all_failed.get_or_insert_with(Instant::now);
+            let is_early = !self.resumes
+                && self.rounds <= MOST_ROUNDS
+                && since.elapsed() < ANOTHER_HOLDER_WITHIN;
             match self.resort {
                 Resort::AskAgain if self.rounds <= MOST_ROUNDS => self.ask_again().await,
                 Resort::TryAgain => {
                     self.resort = Resort::Nothing;
                     self.found.holders = std::mem::take(&mut self.again);
+                }
+                Resort::Nothing if is_early => {
+                    sleep(ASK_AGAIN_AFTER).await;
+                    self.ask_again().await;
+                    // Those that have failed twice get no more work out of us, unless somebody new has come.
+                    if self.at_hand() == 0 {
+                        self.resort = Resort::Nothing;
+                    }
                 }
                 Resort::AskAgain | Resort::Nothing => {
                     let hash = self.info().path.hash();
