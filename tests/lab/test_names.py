@@ -5,6 +5,7 @@ import json
 import socket
 import statistics
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def statics(host):
 
 @contextlib.contextmanager
 def running(host, arguments):
-    """A program of `host` that runs meanwhile."""
-    process = host.spawn(arguments)
+    """A program of `host` that runs meanwhile; it talks to itself."""
+    process = host.spawn(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
