@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    finder::{Background, Memory, caches, inquiry, prefetch, summaries},
+    finder::{Background, Memory, caches, inquiry, prefetch},
     http::{
         App, Service, State,
         activity::Activity,
@@ -125,18 +125,14 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     let udp = udp_sockets(sockets.udp)?;
     let udp_port = udp.first().and_then(|socket| socket.local_addr().ok());
     let memory = Memory::default();
-    let (saved, salt, remembered) = match state_file.as_ref().and_then(saved::load) {
+    let (saved, remembered) = match state_file.as_ref().and_then(saved::load) {
         Some(earlier) => {
             let now = Instant::now();
             memory.standing.restore(now, &earlier.bans);
-            memory.summaries.restore(now, earlier.summaries);
             let saved = Some((earlier.discovery, earlier.asleep));
-            (saved, earlier.salt, earlier.named)
+            (saved, earlier.named)
         }
-        None => {
-            let salt = getrandom::u64().map_err(LanError::Random)?;
-            (None, salt, Vec::new())
-        }
+        None => (None, Vec::new()),
     };
     let (asking, questions) = mpsc::channel(lan::MAX_QUESTIONS);
     let identity = lan::Identity { http_port, saved };
@@ -186,7 +182,6 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         known_by_name,
         http_port,
         app,
-        salt,
         setup: None,
         trouble: None,
         status: String::new(),
@@ -245,19 +240,6 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
             () = stopped.cancelled() => {}
         }
         Ok("prefetch")
-    });
-    let keeping = summaries::keep(
-        daemon.lan.clone(),
-        daemon.client.clone(),
-        daemon.memory.clone(),
-    );
-    let stopped = stop.drain.clone();
-    tasks.spawn(async move {
-        tokio::select! {
-            () = keeping => {}
-            () = stopped.cancelled() => {}
-        }
-        Ok("summaries")
     });
     if let Some(every) = watchdog_interval() {
         let beats = vec![questions_beat, Arc::clone(&supervision_beat)];

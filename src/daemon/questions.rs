@@ -31,11 +31,7 @@ pub(super) async fn answer(
         let (lan, app) = (&lan, &app);
         async move {
             app.activity.touch();
-            let (held, generation) = which_shared(app, &question).await;
-            // Whoever knows our summary of before has to hear of it with the path that is new.
-            if let Some(generation) = generation {
-                lan.set_generation(generation);
-            }
+            let held = which_shared(app, &question).await;
             lan.answer(&question, held);
         }
     });
@@ -52,23 +48,23 @@ pub(super) async fn answer(
     }
 }
 
-/// Which of the paths are here, and the generation of the store that has been asked.
-async fn which_shared(app: &App, question: &Question) -> (Held, Option<u64>) {
+/// Which of the paths are here.
+async fn which_shared(app: &App, question: &Question) -> Held {
     let hashes = question.hashes();
     let nothing = Held::of(hashes.iter().map(|_| false));
     let service = app.service();
     let Some(finder) = service.finder() else {
-        return (nothing, None);
+        return nothing;
     };
     let holdings = finder.holdings();
     let asked = holdings
         .store
         .which_shared(hashes.to_vec(), &holdings.share);
     match asked.await {
-        Ok((shared, generation)) => (Held::of(shared), Some(generation)),
+        Ok(shared) => Held::of(shared),
         Err(error) => {
             log::debug!(count = hashes.len(); "no answer from the store: {error}");
-            (nothing, None)
+            nothing
         }
     }
 }

@@ -1,10 +1,6 @@
 //! The running daemon: puts configurations into force, watches over its tasks, stops.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use log::{error, info};
 use tokio::{
@@ -29,9 +25,6 @@ use crate::{
     system::{journal::chain, notify::Notifier, state_file::StateFile},
 };
 
-/// The store is asked for its generation, for peers; it must not hold up the supervision.
-const GENERATION_PATIENCE: Duration = Duration::from_millis(500);
-
 /// What supervision and reload need.
 pub(super) struct Running {
     pub(super) options: Options,
@@ -47,8 +40,6 @@ pub(super) struct Running {
     /// What that task has found.
     pub(super) known_by_name: watch::Receiver<Vec<SocketAddr>>,
     pub(super) app: Arc<App>,
-    /// Hides in our summaries by which rule we share; as old as our instance.
-    pub(super) salt: u64,
     /// What is in force; none while degraded from the start.
     pub(super) setup: Option<Arc<Setup>>,
     /// What is wrong, for STATUS=.
@@ -71,7 +62,7 @@ impl Running {
         let finder = Finder::new(
             self.lan.clone(),
             self.client.clone(),
-            setup.holdings(store, self.salt),
+            setup.holdings(store),
             setup.trust(),
             config.limits.clone(),
             self.memory.clone(),
@@ -151,14 +142,6 @@ impl Running {
     async fn tick(&mut self) {
         if let Some(setup) = self.setup.clone().filter(|setup| setup.nix_conf_changed()) {
             self.trust_anew(setup).await;
-        }
-        let service = self.app.service();
-        if let Some(finder) = service.finder() {
-            let generation = finder.holdings().store.generation();
-            if let Ok(Ok(generation)) = tokio::time::timeout(GENERATION_PATIENCE, generation).await
-            {
-                self.lan.set_generation(generation);
-            }
         }
         let status = self.status_line();
         if status != self.status {
@@ -289,7 +272,7 @@ impl Running {
         }
         if let Some(file) = &state_file {
             let named = self.known_by_name.borrow().clone();
-            saved::save(file, self.lan.save(), self.salt, &self.memory, named);
+            saved::save(file, self.lan.save(), &self.memory, named);
         }
         tasks.shutdown().await;
         match end {

@@ -181,8 +181,8 @@ impl Setup {
         }
     }
 
-    /// What of `store` we share; the secret `salt` hides the rule in its number.
-    pub(super) fn holdings(&self, store: LocalStore, salt: u64) -> Holdings {
+    /// What of `store` we share.
+    pub(super) fn holdings(&self, store: LocalStore) -> Holdings {
         let config = &self.config;
         let share = SharePolicy::new(
             config.store.dir.clone(),
@@ -193,7 +193,6 @@ impl Setup {
         );
         Holdings {
             store,
-            rule: share.number(salt),
             share: Arc::new(share),
         }
     }

@@ -78,8 +78,7 @@ pub(super) async fn reached(at: Option<tokio::time::Instant>) {
 }
 
 impl Finder {
-    /// Asks the peers of the LAN, except those in `tried`; what is found is remembered. Those whose
-    /// summaries have it are asked at once: where summaries decide, no datagram names them.
+    /// Asks the peers of the LAN, except those in `tried`; what is found is remembered.
     pub(super) async fn ask_peers(
         &self,
         hash: StorePathHash,
@@ -95,11 +94,6 @@ impl Finder {
         let mut next_at = None;
         // Until there is a candidate, the lookup itself is what ends.
         let mut give_up_at = None;
-        let probable = self.0.memory.summaries.consult(hash);
-        for peer in probable.into_iter().filter(|peer| !tried.contains(peer)) {
-            give_up_at.get_or_insert_with(|| tokio::time::Instant::now() + ANSWER_WITHIN);
-            candidates.add(peer, standing, nar_hash.is_some());
-        }
         let (address, offer) = loop {
             if asked.is_empty() && candidates.is_empty() && !answering {
                 return Err(miss);
@@ -158,11 +152,6 @@ impl Finder {
         let Offer { info, url, proof } = offer;
         let others = others.map(Holder::Unproven);
         let memory = &self.0.memory;
-        memory.summaries.found(address);
-        let covered = memory.summaries.cover_all();
-        memory
-            .expected
-            .references(Instant::now(), &info, address, covered);
         let holders = std::iter::once(Holder::Peer { address, url })
             .chain(others)
             .collect();
@@ -188,19 +177,6 @@ impl Finder {
         self.memory().standing.answered(peer, asked.elapsed());
         let judged = self.0.trust.judge(hash, &body);
         judged.map_err(|source| Refused::Rejected { peer, source })
-    }
-
-    /// Holds an answer against what the summary of that peer says.
-    pub(super) fn account_for_summary(
-        &self,
-        hash: StorePathHash,
-        (peer, result): &(PeerAddr, Result<Offer, Refused>),
-    ) {
-        let absent = matches!(result, Err(Refused::Peer(PeerError::Status { .. })));
-        let summaries = &self.memory().summaries;
-        if summaries.answered(Instant::now(), *peer, hash, !absent) {
-            self.0.lan.set_summaries(&summaries.stamps());
-        }
     }
 
     /// Takes an offer, or accounts for what was wrong with it.

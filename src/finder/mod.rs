@@ -12,7 +12,6 @@ pub mod budget;
 mod cache_asking;
 pub mod caches;
 mod counters;
-mod expected;
 mod finding;
 pub mod inquiry;
 pub mod known;
@@ -22,7 +21,6 @@ pub mod prefetch;
 mod race;
 pub mod standing;
 pub mod stream;
-pub mod summaries;
 
 use std::{
     collections::VecDeque,
@@ -38,21 +36,19 @@ use crate::{
     format::{NarHash, PathInfo, StorePathHash},
     lan::{self, LanHandle},
     peer::Client,
-    protocol::{discovery::PeerInfo, summary::Stamp},
+    protocol::discovery::PeerInfo,
     store::{LocalStore, SharePolicy},
 };
 
 use acceptance::Trust;
 use caches::Caches;
 pub use counters::{Counters, CountersSnapshot};
-use expected::Expected;
 use known::{Found, Holder, Known};
 use patience::Patience;
 use prefetch::Prefetched;
 use race::Hearings;
 use standing::Standing;
 pub use stream::{NarStream, StreamError};
-use summaries::Summaries;
 
 /// Pause between two lookups for a NAR whose holder may be restarting.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(150);
@@ -67,22 +63,17 @@ pub struct Holdings {
     pub store: LocalStore,
     /// What leaves the machine.
     pub share: Arc<SharePolicy>,
-    /// The number of that rule, for summaries.
-    pub rule: u64,
 }
 
 /// What survives a reload of the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     known: Arc<Known>,
-    expected: Arc<Expected>,
     patience: Arc<Patience>,
     /// The plain caches.
     pub caches: Arc<Caches>,
     prefetched: Arc<Prefetched>,
     hearings: Arc<Hearings>,
-    /// What peers share.
-    pub summaries: Arc<Summaries>,
     /// How peers behaved.
     pub standing: Arc<Standing>,
     /// What was done so far.
@@ -140,15 +131,6 @@ impl Finder {
         &self.0.holdings
     }
 
-    /// Whose summaries ours are; the generation is not looked up.
-    pub fn stamp(&self) -> Stamp {
-        Stamp {
-            instance: self.0.lan.instance(),
-            rule: self.0.holdings.rule,
-            generation: 0,
-        }
-    }
-
     /// How peers behaved, and what was done so far.
     pub fn memory(&self) -> &Memory {
         &self.0.memory
@@ -183,7 +165,6 @@ impl Finder {
     /// The facts of a path that Nix will accept: from the LAN, else from our own store.
     pub async fn narinfo(&self, hash: StorePathHash) -> Option<Arc<PathInfo>> {
         let (memory, now) = (&self.0.memory, Instant::now());
-        memory.summaries.asked(now);
         memory.prefetched.asked(now);
         let found = self.find(hash).await;
         memory.counters.lookup(found.is_some());

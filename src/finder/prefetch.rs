@@ -19,7 +19,10 @@ use tokio::{
 };
 
 use super::{Finder, Found, Holder, standing::Expectation};
-use crate::format::{StorePath, StorePathHash};
+use crate::{
+    format::{StorePath, StorePathHash},
+    protocol::PeerAddr,
+};
 
 /// References that wait to be asked for; further ones are left to Nix.
 pub const MOST_WAITING: usize = 512;
@@ -44,6 +47,8 @@ const WAIT: Duration = Duration::from_millis(100);
 pub struct Errand {
     finder: Finder,
     hash: StorePathHash,
+    /// Who gave the path that refers to it.
+    holder: PeerAddr,
 }
 
 /// What is there and what is on its way.
@@ -134,15 +139,16 @@ impl Drop for UnderWay<'_> {
 impl Finder {
     /// Has the references of what Nix was given asked for.
     pub(super) fn prefetch(&self, given: &Found) {
-        if !matches!(given.holders.front(), Some(Holder::Peer { .. })) {
+        let Some(&Holder::Peer { address, .. }) = given.holders.front() else {
             return;
-        }
+        };
         let references = given.info.references.iter();
         let others = references.filter(|it| **it != given.info.path);
         for hash in others.map(StorePath::hash).filter(|it| self.may_come(*it)) {
             let errand = Errand {
                 finder: self.clone(),
                 hash,
+                holder: address,
             };
             if self.0.background.prefetches.try_send(errand).is_err() {
                 self.0.memory.counters.prefetch_dropped();
@@ -162,17 +168,21 @@ impl Finder {
         Some(found)
     }
 
-    /// Whether Nix may ask for `hash` next, and it is known where it is.
+    /// Whether Nix may ask for `hash` next, and it is not known yet.
     fn may_come(&self, hash: StorePathHash) -> bool {
         let memory = &self.0.memory;
         let now = Instant::now();
-        memory.expected.has(hash) && memory.known.fresh(now, hash, None).is_none()
+        memory.known.fresh(now, hash, None).is_none()
     }
 }
 
 impl Errand {
     async fn run(self) {
-        let Self { finder, hash } = self;
+        let Self {
+            finder,
+            hash,
+            holder,
+        } = self;
         let memory = finder.memory();
         if !finder.may_come(hash) {
             return;
@@ -189,18 +199,12 @@ impl Errand {
         let Some(_under_way) = memory.prefetched.began(hash) else {
             return;
         };
-        // Whoever takes it asks: Nix may have been quicker.
-        let Some(holder) = memory.expected.take(now, hash) else {
-            return;
-        };
         if memory.standing.expect(now, holder) != Expectation::Good {
             return;
         }
         let result = finder.fetch(holder, hash).await;
         if let Some(offer) = finder.judge(holder, hash, None, result) {
-            let others = memory.summaries.consult(hash).into_iter();
-            let others = others.filter(|it| *it != holder && finder.is_good(*it));
-            finder.remember(hash, holder, offer, others);
+            finder.remember(hash, holder, offer, std::iter::empty());
             memory.prefetched.lock().unused.put(hash, Instant::now());
             memory.counters.prefetched();
         }

@@ -67,9 +67,7 @@ impl Race {
 
     /// The next answer; none if nobody is asked. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<(PeerAddr, Result<Offer, Refused>)> {
-        let answer = self.runners.next().await?;
-        self.finder.account_for_summary(self.hash, &answer);
-        Some(answer)
+        self.runners.next().await
     }
 
     /// Nobody is to be heard any more: it is known what to think of them.

@@ -145,16 +145,6 @@ impl Collector for Totals {
             )?;
             for (name, help, value) in [
                 (
-                    "summaries",
-                    "Summaries of peers fetched, or what was new in them",
-                    found.summaries,
-                ),
-                (
-                    "summaries_refused",
-                    "Summaries of peers that did not come or were of no use",
-                    found.summaries_refused,
-                ),
-                (
                     "prefetched_narinfos",
                     "Narinfos fetched before Nix asked for them",
                     found.prefetched,

@@ -8,7 +8,6 @@ mod connections;
 mod digests;
 mod nar_body;
 mod plain_cache;
-mod summary;
 mod unpacked;
 
 use std::{borrow::Cow, ops::Range, time::Duration};
@@ -23,7 +22,6 @@ use reqwest::{
 pub use digests::PieceDigests;
 pub use nar_body::NarBody;
 pub use plain_cache::Packing;
-pub use summary::SummaryAnswer;
 
 use crate::protocol::PeerAddr;
 use connections::Connections;

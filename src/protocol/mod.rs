@@ -11,7 +11,6 @@ mod packet;
 mod peer_addr;
 pub mod pieces;
 mod plain_cache;
-pub mod summary;
 pub mod wire;
 
 pub use discovery::{Action, Discovery, End, Origin, Outcome, Question, Settings};

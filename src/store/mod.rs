@@ -14,7 +14,6 @@ mod nar_error;
 mod pieces;
 mod rows;
 mod sharing;
-mod summary;
 mod tree;
 mod workers;
 
@@ -35,13 +34,11 @@ pub use nar_error::NarError;
 pub use pieces::{PieceStream, PiecesError};
 pub use rows::LocalPath;
 pub use sharing::{Decision, NotSharedReason, SharePolicy};
-pub use summary::SummaryError;
 
 use self::{
     database::Database,
     layouts::Layouts,
     pieces::Pieces,
-    summary::Summaries,
     workers::{Bounds, Job, Refused, Workers},
 };
 use crate::{
@@ -132,7 +129,6 @@ struct Inner {
     health: Arc<Health>,
     layouts: Arc<Layouts>,
     pieces: Pieces,
-    summaries: Summaries,
     /// Paths whose damage is in the journal already.
     damaged: Mutex<HashSet<StorePathHash>>,
 }
@@ -166,7 +162,6 @@ impl LocalStore {
                 health: Arc::default(),
                 layouts: Arc::default(),
                 pieces: Pieces::default(),
-                summaries: Summaries::default(),
                 damaged: Mutex::default(),
             }),
         }
@@ -202,31 +197,22 @@ impl LocalStore {
             .await
     }
 
-    /// For each of `hashes` whether it may leave this machine, and of which generation that is
-    /// true: one job for all.
+    /// For each of `hashes` whether it may leave this machine: one job for all.
     pub async fn which_shared(
         &self,
         hashes: Vec<StorePathHash>,
         policy: &Arc<SharePolicy>,
-    ) -> Result<(Vec<bool>, u64), StoreError> {
+    ) -> Result<Vec<bool>, StoreError> {
         let inner = Arc::clone(&self.inner);
         let policy = Arc::clone(policy);
         self.run(move |database| {
-            // Read first: what comes in meanwhile is of a later one.
-            let generation = database.read(rows::generation)?;
             let shared = |&hash: &StorePathHash| {
                 let decision = inner.decide(database, hash, &policy)?;
                 Ok(matches!(decision, Some(Decision::Shared(_))))
             };
-            let shared: Result<_, DatabaseError> = hashes.iter().map(shared).collect();
-            Ok((shared?, generation))
+            hashes.iter().map(shared).collect()
         })
         .await
-    }
-
-    /// The highest id of a valid path, 0 if nothing is held: grows whenever a path is added.
-    pub async fn generation(&self) -> Result<u64, StoreError> {
-        self.run(|database| database.read(rows::generation)).await
     }
 
     /// Walks the path's tree, unless that was done lately, and checks that its NAR has the

@@ -173,45 +173,6 @@ impl SharePolicy {
         Ok(Decision::Shared(with_signatures(path.info, signatures)))
     }
 
-    /// Whether `path` is shared, as [`Self::decide`] says, without the signatures to send and
-    /// without a memory of it: for walks through the whole store.
-    pub(super) fn allows<E>(
-        &self,
-        path: &LocalPath,
-        lookup: impl FnMut(StorePathHash) -> Result<Option<LocalPath>, E>,
-    ) -> Result<bool, E> {
-        Ok(match self.judge(path) {
-            Judgement::Refused(_) => false,
-            Judgement::Signed | Judgement::Freely => true,
-            Judgement::Built => self.refused_reference(path, lookup)?.is_none(),
-        })
-    }
-
-    /// A number of the rule: that of another rule differs. Only who knows the secret `salt` can
-    /// tell which rule it is.
-    pub fn number(&self, salt: u64) -> u64 {
-        let mut keys: Vec<_> = self.trusted.iter().collect();
-        keys.sort_unstable();
-        let mut digest = Sha256::new();
-        let mut add = |part: &[u8]| {
-            digest.update((part.len() as u64).to_be_bytes());
-            digest.update(part);
-        };
-        add(&salt.to_be_bytes());
-        add(self.store_dir.as_str().as_bytes());
-        add(format!("{:?}", self.rule).as_bytes());
-        for (name, key) in keys {
-            add(name.as_bytes());
-            add(key);
-        }
-        for pattern in self.exclude.patterns() {
-            add(pattern.as_bytes());
-        }
-        let digest: [u8; 32] = digest.finalize().into();
-        let first = digest.iter().take(8);
-        first.fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-
     fn judge(&self, path: &LocalPath) -> Judgement {
         use NotSharedReason::{ContentAddressed, Excluded, NotBuiltHere, NotSigned, Nothing};
 

@@ -2,7 +2,6 @@ mod batches;
 mod crowd;
 mod reach;
 mod silence;
-mod summaries;
 
 use proptest::prelude::*;
 
