@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     format::StorePathHash,
     protocol::{
-        self, Action, Discovery, Held, Origin, Packet,
+        self, Action, Discovery, Held, Origin, Packet, PeerAddr, WaitBudget,
         discovery::{PeerInfo, Saved},
     },
 };
@@ -66,6 +66,40 @@ impl LanHandle {
             state.core.stir(Instant::now(), id, &mut state.actions);
             self.shared.perform(state, None);
         }
+    }
+
+    /// A lookup waits for something that does not answer, from now until the guard is dropped.
+    pub fn begin_wait(&self) -> PaidWait {
+        let now = Instant::now();
+        self.shared.lock().budget.begin(now);
+        PaidWait {
+            shared: Arc::clone(&self.shared),
+            since: now,
+        }
+    }
+
+    /// `peer` has given a path that was asked for.
+    pub fn record_given(&self, peer: PeerAddr) {
+        let _ = peer;
+    }
+
+    /// How long an answer of `peer` over UDP takes: the retransmission time of RFC 6298; `None`
+    /// if it was not measured.
+    pub fn round_trip(&self, peer: PeerAddr) -> Option<Duration> {
+        let _ = peer;
+        None
+    }
+
+    /// When the host of `peer` last answered over UDP.
+    pub fn last_answer(&self, peer: PeerAddr) -> Option<Instant> {
+        let _ = peer;
+        None
+    }
+
+    /// Whether `peer` is configured, or gave a path within a week: its round trip is not paid.
+    pub fn is_trusted_to_answer(&self, peer: PeerAddr) -> bool {
+        let _ = peer;
+        false
     }
 
     /// Asks all peers for `hash`.
@@ -198,6 +232,33 @@ impl LanHandle {
     }
 }
 
+/// A wait that the budget of the burst pays for; see [`WaitBudget`].
+#[derive(Debug)]
+pub struct PaidWait {
+    shared: Arc<Shared>,
+    since: Instant,
+}
+
+impl PaidWait {
+    /// When the budget is used up, if nothing comes back meanwhile. Look again then.
+    pub fn ends_at(&self) -> Instant {
+        let now = Instant::now();
+        now + self.shared.lock().budget.left(now)
+    }
+
+    /// The wait ended with the path: its time comes back.
+    pub fn refund(self) {
+        let now = Instant::now();
+        self.shared.lock().budget.refund(self.since, now);
+    }
+}
+
+impl Drop for PaidWait {
+    fn drop(&mut self) {
+        self.shared.lock().budget.end(Instant::now());
+    }
+}
+
 /// Sockets and state, behind one lock that is held only for pure work and sends that do
 /// not wait.
 #[derive(Debug)]
@@ -213,6 +274,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) core: Discovery,
+    budget: WaitBudget,
     pub(super) pings: Vec<oneshot::Sender<()>>,
     config: Config,
     networks: Networks,
@@ -231,6 +293,7 @@ impl Shared {
     ) -> Self {
         let state = State {
             core,
+            budget: WaitBudget::default(),
             pings: Vec::new(),
             config,
             networks: Networks::new(interfaces, sockets::reach(&sockets)),

@@ -27,7 +27,7 @@ use std::{
 use tokio::{net::UdpSocket, sync::mpsc};
 
 pub use counters::{Counters, IoCounters};
-pub use handle::{LanHandle, Question};
+pub use handle::{LanHandle, PaidWait, Question};
 pub use lookup::Lookup;
 pub use names::{Names, NamesSetup, TakeCaches};
 pub use networks::ListInterfaces;

@@ -11,6 +11,7 @@ mod packet;
 mod peer_addr;
 pub mod pieces;
 mod plain_cache;
+pub mod wait_budget;
 pub mod wire;
 
 pub use discovery::{Action, Discovery, End, Origin, Outcome, Question, Settings};
@@ -18,4 +19,5 @@ pub use interface::{Interface, Network, networks};
 pub(crate) use peer_addr::canonical;
 pub use peer_addr::{PeerAddr, PeerAddrError};
 pub use plain_cache::PlainCache;
+pub use wait_budget::WaitBudget;
 pub use wire::{Datagram, Held, Packet, WireError};
