@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    finder::{Memory, standing::Ban},
+    finder::{Memory, peer_health::Ban},
     protocol::discovery::Saved,
     system::{journal::chain, state_file::StateFile},
 };
@@ -76,7 +76,7 @@ pub(super) fn load(file: &StateFile) -> Option<Earlier> {
 /// Saves for the next process; without the file it starts from nothing.
 pub(super) fn save(file: &StateFile, discovery: Saved, memory: &Memory, named: Vec<SocketAddr>) {
     let now = Instant::now();
-    let bans = memory.standing.bans(now);
+    let bans = memory.health.bans(now);
     let content = Content {
         version: VERSION,
         saved_at_unix: unix_now(),
