@@ -4,8 +4,7 @@
 //! Candidates are asked for their narinfo in the order of their health, each a little after the
 //! one before (a hedge), so that one that hangs costs nothing where another one answers. The
 //! lookup ends when nobody else can say yes and no request is worth waiting for: each is waited
-//! for as long as [`Finder::free_wait`] says, and after that as long as the budget of the burst
-//! lasts. A request goes on when its lookup has ended, so that its outcome counts.
+//! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A request goes on when its lookup has ended, so that its outcome counts.
 
 use std::{
     sync::Arc,
@@ -113,11 +112,11 @@ impl Finder {
             if !is_discovering && requests.is_empty() && candidates.is_empty() {
                 break;
             }
-            let now = Instant::now();
             let mut end = None;
             if !is_discovering && !requests.is_empty() {
                 end = Some(wait.end(&self.0.lan));
             }
+            let now = Instant::now();
             let is_over = end.is_some_and(|end| end <= now);
             let has_next = !candidates.is_empty() && requests.has_room();
             let asks_next = has_next && (is_over || next_at.is_none_or(|at| at <= now));
@@ -147,14 +146,16 @@ impl Finder {
                     return Some(self.remember(hash, peer, offer, others));
                 }
                 candidate = discovery.next(), if is_discovering => match candidate {
-                    Some(peer) if !except.contains(&peer) => self.consider(&mut candidates, peer, hash),
+                    Some(peer) if !except.contains(&peer) => {
+                        self.consider(&mut candidates, peer, hash, nar_hash.is_some());
+                    }
                     Some(_) => {}
                     None => is_discovering = false,
                 },
                 () = until(wake), if asks_next || wake.is_some() => {
                     if asks_next && let Some(peer) = candidates.take_next() {
-                        let free = self.free_wait(peer);
-                        if free.is_zero() && !is_discovering && wait.is_used_up(&self.0.lan) {
+                        let allowed = self.allowed_wait(peer);
+                        if allowed.at_least.is_zero() && !is_discovering && wait.is_used_up(&self.0.lan) {
                             // Connection attempts are under way all the same.
                             continue;
                         }
@@ -162,7 +163,7 @@ impl Finder {
                             self.memory().counters.hedged();
                         }
                         requests.begin(peer);
-                        wait.extend(now + free);
+                        wait.extend(now, allowed);
                         next_at = Some(now + self.hedge_delay(peer));
                     }
                 }
@@ -178,13 +179,24 @@ impl Finder {
         Some(self.remember(hash, peer, offer, others))
     }
 
-    fn consider(&self, candidates: &mut Candidates, peer: PeerAddr, hash: StorePathHash) {
+    /// `peer` says that it has the path, whose NAR is `promised` to Nix or not.
+    fn consider(
+        &self,
+        candidates: &mut Candidates,
+        peer: PeerAddr,
+        hash: StorePathHash,
+        promised: bool,
+    ) {
         let (health, now) = (&self.memory().health, Instant::now());
         if health.is_banned(now, peer) {
             return;
         }
         if health.is_unreachable(peer) {
             self.reconnect(peer);
+        }
+        if !promised && health.nars_fail(peer) && !health.is_nar_probe_due(now, peer) {
+            candidates.withheld.push(peer);
+            return;
         }
         candidates.add(self.order_of(peer, hash), peer);
     }
@@ -196,25 +208,33 @@ impl Finder {
         health.order(Instant::now(), peer, hash, last_answer)
     }
 
-    /// For how long a request to `peer` is waited for without the budget of the burst.
-    fn free_wait(&self, peer: PeerAddr) -> Duration {
+    fn allowed_wait(&self, peer: PeerAddr) -> AllowedWait {
         let (health, lan) = (&self.memory().health, &self.0.lan);
         // A connection and a request.
         let round_trips = lan.round_trip(peer).unwrap_or_default() * 2;
         if health.is_unreachable(peer) {
+            let round_trips = round_trips + Duration::from_millis(1);
             return if health.may_wait(Instant::now(), peer) {
-                (round_trips + Duration::from_millis(1)).min(LONGEST_FREE_WAIT)
+                AllowedWait::free(round_trips.min(LONGEST_FREE_WAIT))
             } else {
-                Duration::ZERO
+                AllowedWait::free(Duration::ZERO)
             };
         }
         if !lan.is_trusted_to_answer(peer) {
-            return FREE_WAIT;
+            return AllowedWait::free(FREE_WAIT);
         }
         let latency = health.typical_latency(peer).unwrap_or_default();
-        (round_trips + FREE_WAIT)
-            .max(latency)
-            .min(LONGEST_FREE_WAIT)
+        let free = (round_trips + FREE_WAIT).max(latency);
+        AllowedWait {
+            free: free.min(LONGEST_FREE_WAIT),
+            at_least: self.late_after(peer).min(LONGEST_FREE_WAIT),
+        }
+    }
+
+    /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
+    fn late_after(&self, peer: PeerAddr) -> Duration {
+        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
+        SECOND_CONNECTION_AFTER.max(3 * round_trip)
     }
 
     /// After how long without an answer of `peer` the next candidate is asked.
@@ -335,9 +355,8 @@ impl Finder {
         let client = self.client();
         let mut fetching = std::pin::pin!(client.narinfo(peer, &path, limit));
         // No answer yet is a failure already: other lookups must not wait as long.
-        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
-        let late = SECOND_CONNECTION_AFTER.max(3 * round_trip);
-        if let Ok(fetched) = timeout(late, fetching.as_mut()).await {
+        let late_after = self.late_after(peer);
+        if let Ok(fetched) = timeout(late_after, fetching.as_mut()).await {
             return fetched;
         }
         self.record_no_answer(peer);
@@ -363,31 +382,38 @@ async fn until(at: Option<Instant>) {
 
 /// Peers that said they have the path and were not asked yet.
 #[derive(Debug, Default)]
-struct Candidates(Vec<(Order, PeerAddr)>);
+struct Candidates {
+    /// The best first.
+    queue: Vec<(Order, PeerAddr)>,
+    /// Of no use unless somebody else has the path: their NARs fail.
+    withheld: Vec<PeerAddr>,
+}
 
 impl Candidates {
     fn add(&mut self, order: Order, peer: PeerAddr) {
-        let is_known = self.0.iter().any(|(_, other)| *other == peer);
-        if self.0.len() < MOST_CANDIDATES && !is_known {
-            self.0.push((order, peer));
-            self.0.sort_by_key(|(order, _)| *order);
+        let is_known = self.queue.iter().any(|(_, other)| *other == peer);
+        if self.queue.len() < MOST_CANDIDATES && !is_known {
+            self.queue.push((order, peer));
+            self.queue.sort_by_key(|(order, _)| *order);
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.queue.is_empty()
     }
 
     /// The best of them.
     fn take_next(&mut self) -> Option<PeerAddr> {
-        (!self.0.is_empty()).then(|| self.0.remove(0).1)
+        (!self.queue.is_empty()).then(|| self.queue.remove(0).1)
     }
 
-    /// Those that were not asked, those that have not answered, and one that is doubtful.
+    /// Those that were not asked, those that have not answered, and those whose NARs fail.
     fn into_rest(self, requests: &Requests, doubtful: Option<PeerAddr>) -> Vec<PeerAddr> {
-        let rest = self.0.into_iter().map(|(_, peer)| peer);
+        let rest = self.queue.into_iter().map(|(_, peer)| peer);
         rest.chain(requests.peers.iter().copied())
             .chain(doubtful)
+            .chain(self.withheld)
+            .take(MOST_CANDIDATES)
             .collect()
     }
 }
@@ -444,16 +470,37 @@ impl Drop for Requests {
     }
 }
 
+/// How long a request is waited for.
+struct AllowedWait {
+    /// Without the budget of the burst.
+    free: Duration,
+    /// Also when the budget is used up: a peer that gave paths before may be slow for a moment, and
+    /// when it is late it counts as unreachable for all lookups.
+    at_least: Duration,
+}
+
+impl AllowedWait {
+    fn free(free: Duration) -> Self {
+        Self {
+            free,
+            at_least: free,
+        }
+    }
+}
+
 /// What a lookup waits for its requests.
 #[derive(Debug, Default)]
 struct Wait {
     free_until: Option<Instant>,
+    at_least_until: Option<Instant>,
     paid: Option<PaidWait>,
 }
 
 impl Wait {
-    fn extend(&mut self, free_until: Instant) {
-        self.free_until = self.free_until.max(Some(free_until));
+    /// A request began at `now`.
+    fn extend(&mut self, now: Instant, allowed: AllowedWait) {
+        self.free_until = self.free_until.max(Some(now + allowed.free));
+        self.at_least_until = self.at_least_until.max(Some(now + allowed.at_least));
     }
 
     /// When to look again, or to give up if that is now.
@@ -464,7 +511,11 @@ impl Wait {
                 self.paid = None;
                 until
             }
-            None => self.paid.get_or_insert_with(|| lan.begin_wait()).ends_at(),
+            None => {
+                let paid = self.paid.get_or_insert_with(|| lan.begin_wait());
+                self.at_least_until
+                    .map_or(paid.ends_at(), |until| until.max(paid.ends_at()))
+            }
         }
     }
 

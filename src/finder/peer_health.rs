@@ -207,6 +207,15 @@ impl Record {
         self.nar_failures >= NAR_FAILURES_COUNT_AT
     }
 
+    fn is_nar_probe_due(&self, now: Instant) -> bool {
+        let further = self.nar_failures.saturating_sub(NAR_FAILURES_COUNT_AT);
+        let pause = PROBED_EVERY
+            .saturating_mul(1 << further.min(6))
+            .min(PROBED_LEAST_EVERY);
+        let probed_at = self.nar_probed_at;
+        probed_at.is_none_or(|at| now.duration_since(at) >= pause)
+    }
+
     fn ban(&mut self, now: Instant) -> Duration {
         let ban = FIRST_BAN
             .saturating_mul(1 << self.bans.min(16))
@@ -389,16 +398,16 @@ impl PeerHealth {
         record.is_some_and(Record::nars_fail)
     }
 
-    /// Whether the first bytes of a NAR may be asked of `peer` now, whose NARs fail.
+    /// Whether the first bytes of a NAR may be asked of `peer` at `now`, whose NARs fail.
+    pub fn is_nar_probe_due(&self, now: Instant, peer: PeerAddr) -> bool {
+        self.lock().record(peer).is_nar_probe_due(now)
+    }
+
+    /// The same, and then it is asked for them.
     pub fn may_probe_nar(&self, now: Instant, peer: PeerAddr) -> bool {
         let mut state = self.lock();
         let record = state.record(peer);
-        let further = record.nar_failures.saturating_sub(NAR_FAILURES_COUNT_AT);
-        let pause = PROBED_EVERY
-            .saturating_mul(1 << further.min(6))
-            .min(PROBED_LEAST_EVERY);
-        let probed_at = record.nar_probed_at;
-        let may = probed_at.is_none_or(|at| now.duration_since(at) >= pause);
+        let may = record.is_nar_probe_due(now);
         if may {
             record.nar_probed_at = Some(now);
         }

@@ -235,7 +235,7 @@ impl Holders {
         let lan = &self.finder.0.lan;
         let mut has_time = || {
             let wait = self.wait.get_or_insert_with(|| lan.begin_wait());
-            Instant::now() < wait.ends_at()
+            wait.ends_at() > Instant::now()
         };
         !self.resumes && self.rounds <= MOST_ROUNDS && has_time()
     }
