@@ -23,7 +23,7 @@ use super::{
 use crate::{
     format::{NarHash, StorePathHash},
     lan::{LanHandle, PaidWait},
-    peer::{PeerError, SECOND_CONNECTION_AFTER},
+    peer::PeerError,
     protocol::PeerAddr,
     system::journal::chain,
 };
@@ -42,6 +42,9 @@ const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
 
 /// What is asked of a NAR to see whether it comes.
 const FIRST_BYTES: u64 = 4 << 10;
+
+/// A request to a peer that is not trusted to answer is late after that, and three round trips.
+const LATE_AFTER: Duration = Duration::from_millis(100);
 
 /// The first bytes of a NAR must come within that and two round trips, from a peer whose NARs fail.
 const FIRST_BYTES_WITHIN: Duration = Duration::from_millis(50);
@@ -155,7 +158,7 @@ impl Finder {
                 () = until(wake), if asks_next || wake.is_some() => {
                     if asks_next && let Some(peer) = candidates.take_next() {
                         let allowed = self.allowed_wait(peer);
-                        if allowed.at_least.is_zero() && !is_discovering && wait.is_used_up(&self.0.lan) {
+                        if allowed.at_least.is_zero() && wait.is_used_up(&self.0.lan) {
                             // Connection attempts are under way all the same.
                             continue;
                         }
@@ -227,14 +230,17 @@ impl Finder {
         let free = (round_trips + FREE_WAIT).max(latency);
         AllowedWait {
             free: free.min(LONGEST_FREE_WAIT),
-            at_least: self.late_after(peer).min(LONGEST_FREE_WAIT),
+            at_least: LONGEST_FREE_WAIT,
         }
     }
 
     /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
     fn late_after(&self, peer: PeerAddr) -> Duration {
-        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
-        SECOND_CONNECTION_AFTER.max(3 * round_trip)
+        let lan = &self.0.lan;
+        if lan.is_trusted_to_answer(peer) {
+            return LONGEST_FREE_WAIT;
+        }
+        LATE_AFTER.max(3 * lan.round_trip(peer).unwrap_or_default())
     }
 
     /// After how long without an answer of `peer` the next candidate is asked.
@@ -261,7 +267,12 @@ impl Finder {
         };
         let within = self.first_bytes_within(peer);
         let _wait = self.0.lan.begin_wait();
-        matches!(timeout(within, opened).await, Ok(Some(_)))
+        let has_passed = matches!(timeout(within, opened).await, Ok(Some(_)));
+        if has_passed {
+            let health = &self.memory().health;
+            health.record_success(peer, Success::NarProbe);
+        }
+        has_passed
     }
 
     /// Within what time a peer whose NARs fail has to give the first bytes of one.

@@ -51,7 +51,7 @@ const PATH_COUNTS_FOR: Duration = Duration::from_secs(30);
 const NAR_FAILURES_COUNT_AT: u32 = 2;
 
 /// From one probe of a peer whose NARs fail to the next; doubled each time that a NAR fails although
-/// its probe did not, up to the longest.
+/// its probe had passed, up to the longest.
 const PROBED_EVERY: Duration = Duration::from_secs(1);
 const PROBED_LEAST_EVERY: Duration = Duration::from_secs(60);
 
@@ -90,6 +90,8 @@ pub enum Success {
     Path(StorePathHash),
     /// A NAR came to its end.
     Nar,
+    /// The first bytes of a NAR came, which clears nothing.
+    NarProbe,
 }
 
 /// In which order sources are used: the smallest first.
@@ -152,6 +154,9 @@ struct Record {
     nar_failures: u32,
     nar_failed_at: Option<Instant>,
     nar_probed_at: Option<Instant>,
+    nar_probe_passed: bool,
+    /// How often a NAR failed although its probe had passed.
+    nar_probes_wrong: u32,
     latency: Option<Latency>,
 }
 
@@ -208,9 +213,8 @@ impl Record {
     }
 
     fn is_nar_probe_due(&self, now: Instant) -> bool {
-        let further = self.nar_failures.saturating_sub(NAR_FAILURES_COUNT_AT);
         let pause = PROBED_EVERY
-            .saturating_mul(1 << further.min(6))
+            .saturating_mul(1 << self.nar_probes_wrong.min(6))
             .min(PROBED_LEAST_EVERY);
         let probed_at = self.nar_probed_at;
         probed_at.is_none_or(|at| now.duration_since(at) >= pause)
@@ -264,6 +268,9 @@ impl PeerHealth {
                 if record.nar_failed_at.is_none_or(|failed| failed <= asked) {
                     record.nar_failures = record.nar_failures.saturating_add(1);
                     record.nar_failed_at = Some(now);
+                    if std::mem::take(&mut record.nar_probe_passed) {
+                        record.nar_probes_wrong = record.nar_probes_wrong.saturating_add(1);
+                    }
                 }
             }
         }
@@ -289,8 +296,11 @@ impl PeerHealth {
                     record.nar_failures = 0;
                     record.nar_failed_at = None;
                     record.nar_probed_at = None;
+                    record.nar_probe_passed = false;
+                    record.nar_probes_wrong = 0;
                 }
             }
+            Success::NarProbe => state.record(peer).nar_probe_passed = true,
         }
     }
 

@@ -37,7 +37,7 @@ const NARINFO_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request without an answer for so long gets a second one beside it on a fresh connection: the
 /// kernel repeats a lost SYN only after 1 s, and a pooled connection may lead nowhere.
-pub const SECOND_CONNECTION_AFTER: Duration = Duration::from_millis(100);
+const SECOND_CONNECTION_AFTER: Duration = Duration::from_millis(100);
 
 /// The head of a NAR answer comes after the holder has listed the path's files.
 const NAR_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
