@@ -8,7 +8,7 @@ impl Finder {
     pub(super) async fn find(&self, hash: StorePathHash) -> Option<Found> {
         if let Some(found) = self.prefetched(hash).await {
             // It is a lookup all the same: the neighbours stay awake, or wake up.
-            self.0.lan.stir();
+            self.0.lan.wake_peers();
             return Some(found);
         }
         match self.ask(hash, None, &[]).await {

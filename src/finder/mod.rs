@@ -156,9 +156,14 @@ impl Finder {
         self.0.lan.counters()
     }
 
+    /// Why this machine cannot ask its neighbours, in part or at all.
+    pub fn lan_warnings(&self) -> Vec<String> {
+        self.0.lan.warnings()
+    }
+
     /// Nix is about to ask: wakes the neighbours.
     pub fn stir(&self) {
-        self.0.lan.stir();
+        self.0.lan.wake_peers();
         self.0.memory.caches.stir(Instant::now());
     }
 
@@ -211,7 +216,7 @@ impl Finder {
     fn someone_is_silent(&self, since: Instant) -> bool {
         let is_silent = |peer: &PeerInfo| {
             let heard = peer.heard.unwrap_or(Duration::MAX);
-            peer.has_answered && heard > since.elapsed() && heard < RESTARTED_WITHIN
+            peer.is_live && heard > since.elapsed() && heard < RESTARTED_WITHIN
         };
         self.0.lan.peers().iter().any(is_silent)
     }
