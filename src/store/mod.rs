@@ -5,14 +5,18 @@
 //! What is found is read from the database at the very request: the store changes under us, and
 //! garbage collection is no event that anyone tells.
 
+mod asks;
 mod database;
 mod database_error;
+mod decisions;
 mod directories;
 mod layouts;
 mod nar;
 mod nar_error;
+mod not_shared;
 mod pieces;
 mod rows;
+mod seen_rows;
 mod sharing;
 mod tree;
 mod workers;
@@ -23,35 +27,45 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use nix::unistd::{AccessFlags, eaccess};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
 pub use database_error::DatabaseError;
 pub use nar::{CHUNK_BYTES, Nar, NarStream, STREAM_BYTES};
 pub use nar_error::NarError;
+pub use not_shared::NotSharedReason;
 pub use pieces::{PieceStream, PiecesError};
 pub use rows::LocalPath;
-pub use sharing::{Decision, NotSharedReason, SharePolicy};
+pub use sharing::{Decision, SharePolicy};
 
 use self::{
-    database::Database,
+    database::{Database, LASTS_AFTER},
     layouts::Layouts,
     pieces::Pieces,
     workers::{Bounds, Job, Refused, Workers},
 };
 use crate::{
     config,
-    format::{PathInfo, StoreDir, StorePathHash},
+    format::{PathInfo, StoreDir, StorePath, StorePathHash},
 };
 
 const BOUNDS: Bounds = Bounds {
+    name: "store",
     threads: 2,
     queue: 4_096,
     answer_within: Duration::from_secs(2),
     release_after: Duration::from_secs(5),
     stuck_after: Duration::from_secs(60),
+};
+
+const WALK_BOUNDS: Bounds = Bounds {
+    name: "store-walk",
+    threads: 1,
+    queue: 64,
+    ..BOUNDS
 };
 
 /// Damaged paths that are named in the journal, each once. Whoever has more knows it by then.
@@ -126,6 +140,8 @@ struct Inner {
     dir: StoreDir,
     real_dir: PathBuf,
     workers: Workers,
+    /// Walks through closures, so that nothing else waits behind them.
+    walks: Workers,
     health: Arc<Health>,
     layouts: Arc<Layouts>,
     pieces: Pieces,
@@ -159,6 +175,7 @@ impl LocalStore {
                 dir: settings.dir.clone(),
                 real_dir: settings.real_dir().to_owned(),
                 workers: Workers::new(settings.database.clone(), bounds),
+                walks: Workers::new(settings.database.clone(), WALK_BOUNDS),
                 health: Arc::default(),
                 layouts: Arc::default(),
                 pieces: Pieces::default(),
@@ -195,24 +212,6 @@ impl LocalStore {
         let policy = Arc::clone(policy);
         self.run(move |database| inner.decide(database, hash, &policy))
             .await
-    }
-
-    /// For each of `hashes` whether it may leave this machine: one job for all.
-    pub async fn which_shared(
-        &self,
-        hashes: Vec<StorePathHash>,
-        policy: &Arc<SharePolicy>,
-    ) -> Result<Vec<bool>, StoreError> {
-        let inner = Arc::clone(&self.inner);
-        let policy = Arc::clone(policy);
-        self.run(move |database| {
-            let shared = |&hash: &StorePathHash| {
-                let decision = inner.decide(database, hash, &policy)?;
-                Ok(matches!(decision, Some(Decision::Shared(_))))
-            };
-            hashes.iter().map(shared).collect()
-        })
-        .await
     }
 
     /// Walks the path's tree, unless that was done lately, and checks that its NAR has the
@@ -307,18 +306,32 @@ impl Inner {
         hash: StorePathHash,
         policy: &SharePolicy,
     ) -> Result<Option<Decision>, DatabaseError> {
-        let Some(path) = lookup(database, &self.dir, hash)? else {
+        let (path, now) = database.read_snapshot(|snapshot| {
+            let path = rows::path(snapshot.connection, &self.dir, hash)?;
+            Ok((path, snapshot.seen.stamp().clone()))
+        })?;
+        let Some(path) = path.filter(|path| self.has_files(&path.info.path)) else {
             return Ok(None);
         };
-        // The collector deletes rows first, but a damaged store has rows without files.
-        let file = self.real_dir.join(path.info.path.basename());
-        if let Err(error) = fs::symlink_metadata(file) {
-            log::debug!(hash:% = hash, reason:% = error; "valid, but has no file");
-            return Ok(None);
-        }
         policy
-            .decide(path, |hash| lookup(database, &self.dir, hash))
+            .decide(path, now, |hash| lookup(database, &self.dir, hash))
             .map(Some)
+    }
+
+    /// Whether the files of a valid path can be read. The collector deletes rows first, but a damaged
+    /// store has rows without files.
+    fn has_files(&self, path: &StorePath) -> bool {
+        let file = self.real_dir.join(path.basename());
+        let found = fs::symlink_metadata(&file).and_then(|metadata| {
+            if metadata.is_symlink() {
+                return Ok(());
+            }
+            Ok(eaccess(&file, AccessFlags::R_OK)?)
+        });
+        if let Err(error) = &found {
+            log::debug!(hash:% = path.hash(), reason:% = error; "valid, but its files cannot be read");
+        }
+        found.is_ok()
     }
 
     fn submit(&self, job: Job) -> Result<(), StoreError> {
@@ -354,11 +367,14 @@ struct Health(Mutex<LastSeen>);
 struct LastSeen {
     error: Option<Arc<DatabaseError>>,
     stuck: bool,
+    /// The first and the last of the failures in a row.
+    failures: Option<(Instant, Instant)>,
 }
 
 impl Health {
     fn worked(&self) {
         let mut last = lock(&self.0);
+        last.failures = None;
         if last.error.take().is_some() || std::mem::take(&mut last.stuck) {
             log::info!("the Nix database is available again");
         }
@@ -366,6 +382,7 @@ impl Health {
 
     fn failed(&self, error: DatabaseError) -> Arc<DatabaseError> {
         let error = Arc::new(error);
+        lock(&self.0).note_failure(Instant::now(), error.is_transient());
         if error.is_transient() {
             log::debug!(reason:% = Chain(&*error); "no answer of the Nix database");
             return error;
@@ -383,6 +400,16 @@ impl Health {
         error
     }
 
+    /// Whether nothing can be read, and that is not over in a moment.
+    fn is_lasting(&self) -> bool {
+        let last = lock(&self.0);
+        let is_certain = last.error.as_ref().is_some_and(|error| error.is_lasting());
+        let failing = last
+            .failures
+            .is_some_and(|(first, latest)| latest - first >= LASTS_AFTER);
+        last.stuck || is_certain || failing
+    }
+
     fn stuck(&self, since: Duration) {
         let mut last = lock(&self.0);
         if !std::mem::replace(&mut last.stuck, true) {
@@ -398,6 +425,17 @@ impl Health {
             Some(error) => StoreStatus::Unavailable(Arc::clone(error)),
             None => StoreStatus::Available,
         }
+    }
+}
+
+impl LastSeen {
+    /// Failures that come and go are in a row only if nothing else can have been between them.
+    fn note_failure(&mut self, now: Instant, is_transient: bool) {
+        let before = self
+            .failures
+            .filter(|(_, latest)| !is_transient || now - *latest < LASTS_AFTER);
+        let first = before.map_or(now, |(first, _)| first);
+        self.failures = Some((first, now));
     }
 }
 
@@ -431,7 +469,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread, time::Instant};
+    use std::{sync::mpsc, thread};
 
     use super::*;
     use crate::config::Config;
