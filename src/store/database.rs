@@ -13,18 +13,16 @@
 //! any other descriptor of it would drop SQLite's POSIX locks.
 
 use std::{
-    ffi::OsString,
-    fs, io,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use nix::unistd::{AccessFlags, eaccess};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{database_error::DatabaseError, rows, seen_rows::SeenRows};
+use super::{database_error::DatabaseError, database_files::Files, rows, seen_rows::SeenRows};
 
 /// How long a writer of a database without a write-ahead log is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
@@ -38,10 +36,6 @@ const SETTLES_WITHIN: Duration = Duration::from_millis(20);
 
 /// What has failed for this long is not waited for any more.
 pub(super) const LASTS_AFTER: Duration = Duration::from_millis(500);
-
-/// Two writes closer than a tick of the kernel's clock leave the same time on a file; 10 ms is
-/// the longest tick. A file this old shows every further change.
-const TICK: Duration = Duration::from_millis(20);
 
 /// Starts a transaction's view, and tells whether another connection has committed since the last.
 const DATA_VERSION: &str = "PRAGMA data_version";
@@ -240,27 +234,8 @@ impl Database {
         }
     }
 
-    /// What is on disk at this moment, where `before` was.
     fn look(&self, before: Option<&Files>) -> Result<Files, DatabaseError> {
-        let database = metadata(&self.path)?.ok_or_else(|| DatabaseError::Missing {
-            path: self.path.clone(),
-        })?;
-        let real = match before {
-            // Only a symbolic link makes the two differ, then it may point elsewhere by now.
-            Some(before) if before.real == self.path => self.path.clone(),
-            _ => fs::canonicalize(&self.path).map_err(|source| DatabaseError::Look {
-                path: self.path.clone(),
-                source,
-            })?,
-        };
-        let wal = metadata(&beside(&real, "-wal"))?;
-        let journal = metadata(&beside(&real, "-journal"))?;
-        Ok(Files {
-            real,
-            database: Stamp::of(&database),
-            wal: wal.map(|wal| (wal.dev(), wal.ino())),
-            journal_bytes: journal.map_or(0, |journal| journal.size()),
-        })
+        Files::look(&self.path, before)
     }
 
     fn sort_failed(&self, source: rusqlite::Error, files: &Files) -> DatabaseError {
@@ -332,69 +307,6 @@ impl Open {
     }
 }
 
-/// The database's files as they were found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Files {
-    /// The database without symbolic links: its log and journal are beside that.
-    real: PathBuf,
-    database: Stamp,
-    /// Device and inode of the write-ahead log.
-    wal: Option<(u64, u64)>,
-    journal_bytes: u64,
-}
-
-impl Files {
-    /// Whether all that there is is in the database file itself.
-    fn is_quiescent(&self) -> bool {
-        self.wal.is_none() && self.journal_bytes == 0
-    }
-
-    /// Waits until a further change of the database shows in its times. Times ahead of our clock
-    /// are not waited for.
-    fn wait_for_tick(&self) {
-        let (seconds, nanoseconds) = self.database.changed;
-        let changed = u64::try_from(seconds)
-            .ok()
-            .zip(u32::try_from(nanoseconds).ok())
-            .map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
-        let age = SystemTime::UNIX_EPOCH
-            .elapsed()
-            .ok()
-            .zip(changed)
-            .and_then(|(now, changed)| now.checked_sub(changed));
-        if let Some(rest) = age.and_then(|age| TICK.checked_sub(age)) {
-            thread::sleep(rest);
-        }
-    }
-}
-
-/// What of a file changes when it is written or replaced.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    /// Seconds and nanoseconds, as all times here.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    fn is_same_file(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
-    }
-}
-
 /// A connection whose schema has been read, so that it is known to work.
 fn connect_as(path: &Path, access: Access) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
@@ -440,33 +352,11 @@ fn may_differ_immutable(error: &rusqlite::Error) -> bool {
     )
 }
 
-fn metadata(path: &Path) -> Result<Option<fs::Metadata>, DatabaseError> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(source) => Err(DatabaseError::Look {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{fs, time::SystemTime};
+
+    use super::{super::database_files::TICK, *};
 
     /// A database of Nix's kind with one path, whose size is told by [`size`].
     fn database(dir: &tempfile::TempDir) -> Database {

@@ -8,8 +8,10 @@
 mod asks;
 mod database;
 mod database_error;
+mod database_files;
 mod decisions;
 mod directories;
+mod health;
 mod layouts;
 mod nar;
 mod nar_error;
@@ -23,17 +25,17 @@ mod workers;
 
 use std::{
     collections::HashSet,
-    error::Error,
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::unistd::{AccessFlags, eaccess};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
 pub use database_error::DatabaseError;
+pub use health::StoreStatus;
 pub use nar::{CHUNK_BYTES, Nar, NarStream, STREAM_BYTES};
 pub use nar_error::NarError;
 pub use not_shared::NotSharedReason;
@@ -42,7 +44,8 @@ pub use rows::LocalPath;
 pub use sharing::{Decision, SharePolicy};
 
 use self::{
-    database::{Database, LASTS_AFTER},
+    database::Database,
+    health::Health,
     layouts::Layouts,
     pieces::Pieces,
     workers::{Bounds, Job, Refused, Workers},
@@ -106,27 +109,6 @@ pub enum StoreError {
     /// The answer was lost to a bug.
     #[error("the request to the store was lost")]
     Lost,
-}
-
-/// How the store was last seen.
-#[derive(Debug, Clone)]
-pub enum StoreStatus {
-    /// In order.
-    Available,
-    /// The database holds nothing, for that reason.
-    Unavailable(Arc<DatabaseError>),
-    /// A request has been running for that long.
-    Stuck(Duration),
-}
-
-impl fmt::Display for StoreStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Available => f.write_str("available"),
-            Self::Unavailable(error) => write!(f, "unavailable: {}", Chain(&**error)),
-            Self::Stuck(time) => write!(f, "no answer for {} s", time.as_secs()),
-        }
-    }
 }
 
 /// The store of this machine. Cheap to clone; the last clone ends its threads.
@@ -359,101 +341,6 @@ impl Inner {
     }
 }
 
-/// What was last seen of the database, so that only changes are told.
-#[derive(Debug, Default)]
-struct Health(Mutex<LastSeen>);
-
-#[derive(Debug, Default)]
-struct LastSeen {
-    error: Option<Arc<DatabaseError>>,
-    stuck: bool,
-    /// The first and the last of the failures in a row.
-    failures: Option<(Instant, Instant)>,
-}
-
-impl Health {
-    fn worked(&self) {
-        let mut last = lock(&self.0);
-        last.failures = None;
-        if last.error.take().is_some() || std::mem::take(&mut last.stuck) {
-            log::info!("the Nix database is available again");
-        }
-    }
-
-    fn failed(&self, error: DatabaseError) -> Arc<DatabaseError> {
-        let error = Arc::new(error);
-        lock(&self.0).note_failure(Instant::now(), error.is_transient());
-        if error.is_transient() {
-            log::debug!(reason:% = Chain(&*error); "no answer of the Nix database");
-            return error;
-        }
-        let before = lock(&self.0).error.replace(Arc::clone(&error));
-        match before {
-            None => {
-                log::warn!(reason:% = Chain(&*error); "nothing is held: {}", Chain(&*error));
-            }
-            Some(before) if before.to_string() != error.to_string() => {
-                log::info!(reason:% = Chain(&*error); "still nothing is held: {}", Chain(&*error));
-            }
-            Some(_) => {}
-        }
-        error
-    }
-
-    /// Whether nothing can be read, and that is not over in a moment.
-    fn is_lasting(&self) -> bool {
-        let last = lock(&self.0);
-        let is_certain = last.error.as_ref().is_some_and(|error| error.is_lasting());
-        let failing = last
-            .failures
-            .is_some_and(|(first, latest)| latest - first >= LASTS_AFTER);
-        last.stuck || is_certain || failing
-    }
-
-    fn stuck(&self, since: Duration) {
-        let mut last = lock(&self.0);
-        if !std::mem::replace(&mut last.stuck, true) {
-            log::warn!(
-                "nothing is held: the store has not answered for {} s",
-                since.as_secs()
-            );
-        }
-    }
-
-    fn status(&self) -> StoreStatus {
-        match &lock(&self.0).error {
-            Some(error) => StoreStatus::Unavailable(Arc::clone(error)),
-            None => StoreStatus::Available,
-        }
-    }
-}
-
-impl LastSeen {
-    /// Failures that come and go are in a row only if nothing else can have been between them.
-    fn note_failure(&mut self, now: Instant, is_transient: bool) {
-        let before = self
-            .failures
-            .filter(|(_, latest)| !is_transient || now - *latest < LASTS_AFTER);
-        let first = before.map_or(now, |(first, _)| first);
-        self.failures = Some((first, now));
-    }
-}
-
-/// An error with all that caused it, in one line.
-struct Chain<'a>(&'a dyn Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut at = self.0;
-        while let Some(source) = at.source() {
-            write!(f, ": {source}")?;
-            at = source;
-        }
-        Ok(())
-    }
-}
-
 fn lookup(
     database: &mut Database,
     dir: &StoreDir,
@@ -469,7 +356,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread};
+    use std::{sync::mpsc, thread, time::Instant};
 
     use super::*;
     use crate::config::Config;
