@@ -8,6 +8,7 @@ mod globs;
 mod host_name;
 mod static_peer;
 mod units;
+mod zoned_address;
 
 use std::{
     net::IpAddr,
@@ -22,8 +23,9 @@ pub use discovery::Discovery;
 pub use error::ConfigError;
 pub use globs::{GlobError, Globs};
 pub use host_name::{HostName, HostNameError};
-pub use static_peer::{CacheHost, CacheUrl, PeerAddress, StaticPeer, StaticPeerError};
+pub use static_peer::{CacheHost, CacheUrl, PeerAddress, PeerName, StaticPeer, StaticPeerError};
 pub use units::{ByteSize, UnitError, parse_duration};
+pub use zoned_address::{ZonedAddress, ZonedAddressError};
 
 use crate::format::{PublicKey, StoreDir};
 
