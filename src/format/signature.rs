@@ -259,25 +259,36 @@ impl TrustedKeys {
     }
 }
 
-impl FromIterator<PublicKey> for TrustedKeys {
-    fn from_iter<I: IntoIterator<Item = PublicKey>>(keys: I) -> Self {
-        let mut trusted = Self::default();
+impl Extend<PublicKey> for TrustedKeys {
+    fn extend<I: IntoIterator<Item = PublicKey>>(&mut self, keys: I) {
         for PublicKey { name, key } in keys {
-            let same_name = trusted.by_name.entry(name).or_default();
+            let same_name = self.by_name.entry(name).or_default();
             if !same_name.contains(&key) {
                 same_name.push(key);
             }
         }
+    }
+}
+
+impl FromIterator<PublicKey> for TrustedKeys {
+    fn from_iter<I: IntoIterator<Item = PublicKey>>(keys: I) -> Self {
+        let mut trusted = Self::default();
+        trusted.extend(keys);
         trusted
     }
+}
+
+/// Whether a key may have this name: 1 to 255 bytes without blanks or control characters.
+pub fn is_key_name(name: &str) -> bool {
+    let printable = !name.contains(|c: char| c.is_whitespace() || c.is_control());
+    !name.is_empty() && name.len() <= MAX_KEY_NAME_BYTES && printable
 }
 
 /// Splits `NAME:BASE64` and decodes exactly `N` bytes. Like Nix it does not look at the padding;
 /// bits beyond the value may not be set.
 fn parse_named<const N: usize>(text: &str) -> Result<(&str, [u8; N]), KeyError> {
     let (name, base64) = text.split_once(':').ok_or(KeyError::NoColon)?;
-    let printable = !name.contains(|c: char| c.is_whitespace() || c.is_control());
-    if name.is_empty() || name.len() > MAX_KEY_NAME_BYTES || !printable {
+    if !is_key_name(name) {
         return Err(KeyError::Name);
     }
 

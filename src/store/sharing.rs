@@ -33,32 +33,30 @@ const SHARED: NonZeroUsize = NonZeroUsize::new(MOST_VISITED).unwrap();
 pub enum Decision {
     /// It is, with the signatures to send.
     Shared(PathInfo),
-    /// It stays home.
+    /// It is not.
     NotShared(NotSharedReason),
 }
 
-/// Why a path stays home.
+/// Why a path is not shared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotSharedReason {
     /// `share.paths` is `none`.
     #[error("nothing is shared: share.paths is \"none\"")]
     Nothing,
     /// `share.paths` is `signed`, and it is not.
-    #[error("no key that this machine trusts has signed it")]
+    #[error("no key of share.keys has signed it")]
     NotSigned,
-    /// A glob of `share.exclude` matches, and no trusted key has signed it.
-    #[error("its name matches share.exclude, and no key that this machine trusts has signed it")]
+    /// A glob of `share.exclude` matches, and no key of `share.keys` has signed it.
+    #[error("its name matches share.exclude, and no key of share.keys has signed it")]
     Excluded,
     /// Content-addressed and unsigned: source trees and the like.
-    #[error(
-        "it is content-addressed, as sources are, and no key that this machine trusts has signed it"
-    )]
+    #[error("it is content-addressed, as sources are, and no key of share.keys has signed it")]
     ContentAddressed,
     /// Neither signed nor built here: imported without signatures.
-    #[error("it was not built here, and no key that this machine trusts has signed it")]
+    #[error("it was not built here, and no key of share.keys has signed it")]
     NotBuiltHere,
     /// Something that it refers to, perhaps through others, is not shared.
-    #[error("it refers to {}, which stays home: {reason}", reference.basename())]
+    #[error("it refers to {}, which is not shared: {reason}", reference.basename())]
     ReferenceNotShared {
         /// What it refers to.
         reference: StorePath,
@@ -82,7 +80,8 @@ pub struct SharePolicy {
     store_dir: StoreDir,
     rule: SharePaths,
     exclude: Globs,
-    trusted: TrustedKeys,
+    /// Those of `share.keys`, and the public halves of `signing`.
+    keys: TrustedKeys,
     signing: Vec<SecretKey>,
     memory: Mutex<Memory>,
 }
@@ -113,15 +112,16 @@ enum Judgement {
 }
 
 impl SharePolicy {
-    /// `rule` and `exclude` as in `[share]`, the keys that this machine trusts, and those that it
-    /// vouches with for what it built.
+    /// `rule` and `exclude` as in `[share]`, `keys` those of `share.keys`, and the keys that sign
+    /// what was built here, which belong to `keys` by themselves.
     pub fn new(
         store_dir: StoreDir,
         rule: SharePaths,
         exclude: Globs,
-        trusted: TrustedKeys,
+        mut keys: TrustedKeys,
         signing: Vec<SecretKey>,
     ) -> Self {
+        keys.extend(signing.iter().map(SecretKey::public_key));
         let memory = Memory {
             decisions: LruCache::new(DECISIONS),
             shared: LruCache::new(SHARED),
@@ -130,7 +130,7 @@ impl SharePolicy {
             store_dir,
             rule,
             exclude,
-            trusted,
+            keys,
             signing,
             memory: Mutex::new(memory),
         }
@@ -179,7 +179,7 @@ impl SharePolicy {
         if self.rule == SharePaths::None {
             return Judgement::Refused(Nothing);
         }
-        if self.trusted.verify(&self.store_dir, &path.info).is_some() {
+        if self.keys.verify(&self.store_dir, &path.info).is_some() {
             return Judgement::Signed;
         }
         if self.rule == SharePaths::Signed {
@@ -284,7 +284,7 @@ impl fmt::Debug for SharePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharePolicy")
             .field("rule", &self.rule)
-            .field("trusted", &self.trusted.len())
+            .field("keys", &self.keys.len())
             .field("signing", &self.signing)
             .finish_non_exhaustive()
     }
@@ -539,8 +539,12 @@ mod tests {
             is_signed_by(&holdings.shares(&all, 3), &first),
             "its owner chose to share it"
         );
-        let signed = policy(SharePaths::Signed, vec![secret("first-1", 4)]);
-        assert_eq!(holdings.reason(&signed, 1), NotSharedReason::NotSigned);
+        let signed_rule = policy(SharePaths::Signed, vec![secret("first-1", 4)]);
+        assert_eq!(holdings.reason(&signed_rule, 1), NotSharedReason::NotSigned);
+        // What our key has signed is shared without being named in share.keys.
+        let ours = signed(path(4, "a", &[]), &first);
+        holdings.paths.insert(4, ours.clone());
+        assert_eq!(holdings.shares(&signed_rule, 4), ours.info);
     }
 
     #[test]
