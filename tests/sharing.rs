@@ -197,6 +197,28 @@ fn what_is_shared_carries_all_its_signatures() {
 }
 
 #[test]
+fn a_neighbour_takes_a_path_with_many_signatures() {
+    for others in [40, 999] {
+        let mut item = Item::unsigned("many", 500);
+        for number in 0..others {
+            item = item.sign(&key(&format!("stranger-{number}"), 50));
+        }
+        let item = item.sign(&trusted_key());
+        let holder = Host::new().holding(&[&item]);
+        let holding = holder.start();
+        let asker = Host::new().with(&format!(
+            "discovery.peers = [{:?}]\ndiscovery.wake-timeout = \"300ms\"\nlimits.narinfo = \"4MiB\"",
+            holding.address().to_string()
+        ));
+        let daemon = asker.start();
+        let narinfo = daemon.get(&format!("/{}.narinfo", item.hash()));
+        assert_eq!(narinfo.status, 200, "{others} others");
+        assert_eq!(narinfo.text().matches("Sig: ").count(), others + 1);
+        assert!(daemon.get(&format!("/v3/nar/{}", item.nar_name())).body == item.nar);
+    }
+}
+
+#[test]
 fn a_neighbour_that_trusts_the_signing_key_takes_what_was_built_here() {
     let item = Item::unsigned("made-here", 500_000).built();
     let mut holder = Host::new().holding(&[&item]);

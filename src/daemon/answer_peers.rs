@@ -1,9 +1,9 @@
 //! Answers the asks of peers from the local store.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 
 use super::beat::{self, Beat};
 use crate::{
@@ -14,9 +14,6 @@ use crate::{
 
 /// Asks that are with the store at the same time.
 const AT_ONCE: usize = 64;
-
-/// A peer that cannot be answered by then is told so, and asks again.
-const DECIDED_WITHIN: Duration = Duration::from_millis(5);
 
 /// Answers until there are no more asks.
 pub(super) async fn answer(
@@ -52,29 +49,11 @@ pub(super) async fn answer(
 
 /// The state of each path that is asked for.
 async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
-    let hashes = &request.hashes;
-    let all = |state| vec![state; hashes.len()];
     let service = app.service();
     let Some(finder) = service.finder() else {
-        return all(PathState::Absent);
+        return vec![PathState::Absent; request.hashes.len()];
     };
     let holdings = finder.holdings();
-    let asked = holdings.store.which_shared(hashes.clone(), &holdings.share);
-    match timeout(DECIDED_WITHIN, asked).await {
-        Ok(Ok(shared)) => {
-            let state = |shared| {
-                if shared {
-                    PathState::Present
-                } else {
-                    PathState::Absent
-                }
-            };
-            shared.into_iter().map(state).collect()
-        }
-        Ok(Err(error)) => {
-            log::debug!(count = hashes.len(); "no answer from the store: {error}");
-            all(PathState::Absent)
-        }
-        Err(_) => all(PathState::Undecided),
-    }
+    let hashes = request.hashes.clone();
+    holdings.store.which_shared(hashes, &holdings.share).await
 }
