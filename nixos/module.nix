@@ -59,8 +59,8 @@ let
       };
 
       discovery = {
-        timeout = key duration ''Longest wait for the answer of a peer that is awake. Default: "50ms".'';
-        wake-timeout = key duration ''Wait of the first lookups after a quiet minute, while sleeping neighbours start. Default: "500ms".'';
+        timeout = key duration ''Wait for peers that run the first peerix, which do not say what they do not have. Default: "50ms".'';
+        wake-timeout = key duration ''Longest wait for a peer that does not answer: it may be asleep. Default: "300ms".'';
         broadcast = key types.bool "Whether to ask by broadcast; otherwise only `discovery.peers` are asked. Default: true.";
         dns-sd = key types.bool "Whether to announce this machine by DNS-SD while it is awake, and to find others so. Default: true, if `broadcast` is.";
         peers = mkOption {

@@ -9,6 +9,7 @@ mod host_name;
 mod share;
 mod static_peer;
 mod units;
+mod zoned_address;
 
 use std::{
     net::IpAddr,
@@ -24,8 +25,9 @@ pub use error::ConfigError;
 pub use globs::{GlobError, Globs};
 pub use host_name::{HostName, HostNameError};
 pub use share::{Share, ShareKey, SharePaths};
-pub use static_peer::{CacheHost, CacheUrl, PeerAddress, StaticPeer, StaticPeerError};
+pub use static_peer::{CacheHost, CacheUrl, PeerAddress, PeerName, StaticPeer, StaticPeerError};
 pub use units::{ByteSize, UnitError, parse_duration};
+pub use zoned_address::{ZonedAddress, ZonedAddressError};
 
 use crate::format::{PublicKey, StoreDir};
 

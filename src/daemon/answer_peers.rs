@@ -49,11 +49,12 @@ pub(super) async fn answer(
 
 /// The state of each path that is asked for.
 async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
+    let hashes = request.hashes.clone();
     let service = app.service();
     let Some(finder) = service.finder() else {
-        return vec![PathState::Absent; request.hashes.len()];
+        return vec![PathState::Absent; hashes.len()];
     };
     let holdings = finder.holdings();
-    let hashes = request.hashes.clone();
-    holdings.store.which_shared(hashes, &holdings.share).await
+    let store = &holdings.store;
+    store.which_shared(hashes, &holdings.share).await
 }

@@ -166,7 +166,7 @@ class Ways:
     def ask_over_udp(self):
         """One question to the target, by a neighbour; what is wrong with its answer."""
         answer = wire.ask(self.asker, self.target.address, self.path.hash, bound=5)
-        return None if answer and answer[0] == wire.RESPONSE else f"over UDP: {answer}"
+        return None if answer and answer.state == wire.PRESENT else f"over UDP: {answer}"
 
     def ask_over_http(self):
         """The same for its narinfo."""
