@@ -84,6 +84,7 @@ fn what_is_printed_parses_to_the_same() {
         peers = [
             "192.168.1.5", "10.0.0.1:99", "[fd00::5]:12304", "fe80::1",
             "nas.lan", "nas.lan:12304", "http://nas.lan:5000/cache",
+            "[fe80::1%eth0]:12304", "fe80::1%eth0", "fe80::1%2",
         ]
         dns-sd = false
         domain = "example.org"

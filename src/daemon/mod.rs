@@ -3,8 +3,8 @@
 //! Nothing here knows a format or a datagram. A task that ends unasked ends the daemon: a
 //! process that looks alive and does half its work is worse than one that is started again.
 
+mod answer_peers;
 mod beat;
-mod questions;
 mod running;
 mod saved;
 mod setup;
@@ -38,7 +38,6 @@ use crate::{
     system::{
         host_name,
         interfaces::{self, InterfaceAddress},
-        journal::chain,
         notify::{Notifier, watchdog_interval},
         sockets::Sockets,
         state_file::StateFile,
@@ -134,7 +133,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         }
         None => (None, Vec::new()),
     };
-    let (asking, questions) = mpsc::channel(lan::MAX_QUESTIONS);
+    let (asking, requests) = mpsc::channel(lan::MAX_REQUESTS);
     let identity = lan::Identity { http_port, saved };
     let (lan, lan_task) = lan::open(udp, &config, identity, Box::new(interfaces), asking)?;
 
@@ -202,16 +201,16 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     }
     let receiving = lan_task.run(lan_stop.clone());
     tasks.spawn(async move { Ok(receiving.await.map(|()| "discovery")?) });
-    let [questions_beat, supervision_beat] = [(); 2].map(|()| Arc::new(Beat::default()));
-    let answering = questions::answer(
-        questions,
+    let [answers_beat, supervision_beat] = [(); 2].map(|()| Arc::new(Beat::default()));
+    let answering = answer_peers::answer(
+        requests,
         daemon.lan.clone(),
         Arc::clone(&daemon.app),
-        Arc::clone(&questions_beat),
+        Arc::clone(&answers_beat),
     );
     tasks.spawn(async move {
         answering.await;
-        Ok("questions")
+        Ok("answers")
     });
     let stopped = stop.drain.clone();
     tasks.spawn(async move {
@@ -252,7 +251,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         Ok("requests in the background")
     });
     if let Some(every) = watchdog_interval() {
-        let beats = vec![questions_beat, Arc::clone(&supervision_beat)];
+        let beats = vec![answers_beat, Arc::clone(&supervision_beat)];
         let watching = watch::watch(
             every,
             addresses.clone(),
@@ -278,14 +277,8 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
 }
 
 /// What the host lists, as discovery wants it.
-fn interfaces() -> Vec<Interface> {
-    let listed = match interfaces::list() {
-        Ok(listed) => listed,
-        Err(error) => {
-            log::debug!("{}", chain(&error));
-            return Vec::new();
-        }
-    };
+fn interfaces() -> io::Result<Vec<Interface>> {
+    let listed = interfaces::list().map_err(io::Error::other)?;
     let discovered = |listed: InterfaceAddress| Interface {
         name: listed.name,
         index: listed.index,
@@ -297,10 +290,11 @@ fn interfaces() -> Vec<Interface> {
             && !listed.port,
         address: listed.ip,
         is_tentative: listed.tentative,
+        is_wireless: listed.wireless,
         prefix: listed.prefix_length,
         broadcast: listed.broadcast,
     };
-    listed.into_iter().map(discovered).collect()
+    Ok(listed.into_iter().map(discovered).collect())
 }
 
 fn listeners(sockets: Vec<TcpListener>) -> Result<Vec<tokio::net::TcpListener>, DaemonError> {

@@ -228,6 +228,9 @@ impl Running {
         if let Some(trouble) = store.filter(|status| !matches!(status, StoreStatus::Available)) {
             line += &format!("; nothing is held, the store is {trouble}");
         }
+        for warning in self.lan.warnings() {
+            line += &format!("; {warning}");
+        }
         if let Some(trouble) = &self.trouble {
             line += &format!("; {trouble}");
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     finder::{Memory, peer_health::Ban},
-    protocol::discovery::Saved,
+    protocol::discovery::PersistedState,
     system::{journal::chain, state_file::StateFile},
 };
 
@@ -25,14 +25,14 @@ const NAMED_FOR: Duration = Duration::from_secs(600);
 struct Content {
     version: u32,
     saved_at_unix: u64,
-    discovery: Saved,
+    discovery: PersistedState,
     bans: Vec<Ban>,
     named: Vec<SocketAddr>,
 }
 
 /// The state of the last process.
 pub(super) struct Earlier {
-    pub(super) discovery: Saved,
+    pub(super) discovery: PersistedState,
     /// How long ago it ended.
     pub(super) asleep: Duration,
     /// Bans that have not run out since.
@@ -74,7 +74,12 @@ pub(super) fn load(file: &StateFile) -> Option<Earlier> {
 }
 
 /// Saves for the next process; without the file it starts from nothing.
-pub(super) fn save(file: &StateFile, discovery: Saved, memory: &Memory, named: Vec<SocketAddr>) {
+pub(super) fn save(
+    file: &StateFile,
+    discovery: PersistedState,
+    memory: &Memory,
+    named: Vec<SocketAddr>,
+) {
     let now = Instant::now();
     let bans = memory.health.bans(now);
     let content = Content {
@@ -117,7 +122,7 @@ mod tests {
         let content = Content {
             version: VERSION,
             saved_at_unix: 1,
-            discovery: Saved {
+            discovery: PersistedState {
                 instance: 7,
                 peers: Vec::new(),
             },

@@ -7,6 +7,7 @@
 //! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A request goes on when its lookup has ended, so that its outcome counts.
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -80,7 +81,7 @@ impl Finder {
     pub(super) async fn find(&self, hash: StorePathHash) -> Option<Found> {
         if let Some(found) = self.prefetched(hash) {
             // It is a lookup all the same: the neighbours stay awake, or wake up.
-            self.0.lan.stir();
+            self.0.lan.wake_peers();
             return Some(found);
         }
         let found = tokio::select! {
@@ -215,7 +216,7 @@ impl Finder {
         let (health, lan) = (&self.memory().health, &self.0.lan);
         // A connection and a request.
         let round_trips = lan.round_trip(peer).unwrap_or_default() * 2;
-        if health.is_unreachable(peer) {
+        if health.is_late(peer) {
             let round_trips = round_trips + Duration::from_millis(1);
             return if health.may_wait(Instant::now(), peer) {
                 AllowedWait::free(round_trips.min(LONGEST_FREE_WAIT))
@@ -364,14 +365,29 @@ impl Finder {
         let path = format!("local/{hash}.narinfo");
         let limit = self.limits().narinfo.bytes();
         let client = self.client();
-        let mut fetching = std::pin::pin!(client.narinfo(peer, &path, limit));
-        // No answer yet is a failure already: other lookups must not wait as long.
         let late_after = self.late_after(peer);
-        if let Ok(fetched) = timeout(late_after, fetching.as_mut()).await {
-            return fetched;
+        // What is late has failed already, as far as other lookups are concerned.
+        let mut answered = pin!(client.narinfo(peer, &path));
+        let narinfo = match timeout(late_after, answered.as_mut()).await {
+            Ok(narinfo) => narinfo?,
+            Err(_) => {
+                self.record_no_answer(peer);
+                answered.await?
+            }
+        };
+        let health = &self.memory().health;
+        let mut read = pin!(narinfo.read(limit));
+        let body = match timeout(late_after, read.as_mut()).await {
+            Ok(body) => body,
+            Err(_) => {
+                health.record_failure(Instant::now(), peer, Failure::NarinfoStalled);
+                read.await
+            }
+        };
+        if !matches!(body, Err(PeerError::Incomplete { .. })) {
+            health.record_success(peer, Success::Narinfo);
         }
-        self.record_no_answer(peer);
-        fetching.await
+        body
     }
 
     fn record_no_answer(&self, peer: PeerAddr) {

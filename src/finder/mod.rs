@@ -142,9 +142,14 @@ impl Finder {
         self.0.lan.counters()
     }
 
+    /// Why this machine cannot ask its neighbours, in part or at all.
+    pub fn lan_warnings(&self) -> Vec<String> {
+        self.0.lan.warnings()
+    }
+
     /// Nix is about to ask: wakes the neighbours.
     pub fn stir(&self) {
-        self.0.lan.stir();
+        self.0.lan.wake_peers();
         self.0.memory.caches.stir(Instant::now());
     }
 

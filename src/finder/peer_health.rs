@@ -3,6 +3,7 @@
 //! | kind | what counts | what follows | what clears it |
 //! |---|---|---|---|
 //! | transport | no connection, or a reset, time-out or stall before the headers of a narinfo | it comes last, 1 s doubling to 60 s | any HTTP answer; an answer over UDP puts it back to 1 s |
+//! | stalled narinfo | the headers of a narinfo came, and its body is late | no lookup waits for it, but one a second | a narinfo that came to its end |
 //! | lie | wrong bytes, or again and again narinfos for other paths | a ban, 10 min doubling to a day | time, SIGHUP |
 //! | path | an answer about one path that is of no use | it comes last for that path, 30 s | a good narinfo for that path, new trust settings, SIGHUP |
 //! | NAR | a NAR refused, cut, reset or stalled | after two in a row it comes last for NARs, and its paths are offered only after a probe | a NAR that came |
@@ -72,6 +73,8 @@ pub enum Failure {
         /// When the peer's host last answered over UDP.
         last_answer: Option<Instant>,
     },
+    /// The headers of a narinfo came, and its body is late.
+    NarinfoStalled,
     /// An answer about this path that is of no use.
     Path(StorePathHash),
     /// A NAR was refused, cut, reset or stalled.
@@ -86,6 +89,8 @@ pub enum Failure {
 pub enum Success {
     /// It has answered over HTTP, whatever it said.
     Transport,
+    /// A narinfo came to its end, whatever it said.
+    Narinfo,
     /// A good narinfo for this path.
     Path(StorePathHash),
     /// A NAR came to its end.
@@ -148,6 +153,7 @@ struct Record {
     wanted: Option<Instant>,
     is_reconnecting: bool,
     waited_for: Option<Instant>,
+    narinfos_stall: bool,
     bans: u32,
     banned_until: Option<Instant>,
     wrong_paths: u32,
@@ -260,6 +266,7 @@ impl PeerHealth {
                     pause,
                 });
             }
+            Failure::NarinfoStalled => state.record(peer).narinfos_stall = true,
             Failure::Path(hash) => {
                 state.paths.put((peer, hash), now);
             }
@@ -283,6 +290,11 @@ impl PeerHealth {
             Success::Transport => {
                 if let Some(record) = state.peers.get_mut(&peer) {
                     record.transport = None;
+                }
+            }
+            Success::Narinfo => {
+                if let Some(record) = state.peers.get_mut(&peer) {
+                    record.narinfos_stall = false;
                 }
             }
             Success::Path(hash) => {
@@ -349,14 +361,22 @@ impl PeerHealth {
         }
     }
 
-    /// Whether the last request to `peer` had no answer: nothing is waited for free of charge.
+    /// Whether the last request to `peer` had no answer, or not its end: nothing is waited for free
+    /// of charge.
+    pub fn is_late(&self, peer: PeerAddr) -> bool {
+        let state = self.lock();
+        let record = state.peers.peek(&peer);
+        record.is_some_and(|record| record.transport.is_some() || record.narinfos_stall)
+    }
+
+    /// Whether the last request to `peer` had no answer.
     pub fn is_unreachable(&self, peer: PeerAddr) -> bool {
         let state = self.lock();
         let record = state.peers.peek(&peer);
         record.is_some_and(|record| record.transport.is_some())
     }
 
-    /// Whether one lookup may wait for a `peer` that is unreachable: one in a second.
+    /// Whether one lookup may wait for a `peer` that is late: one in a second.
     pub fn may_wait(&self, now: Instant, peer: PeerAddr) -> bool {
         let mut state = self.lock();
         let waited_for = &mut state.record(peer).waited_for;

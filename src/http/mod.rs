@@ -232,6 +232,11 @@ impl App {
         }
     }
 
+    /// The NARs that are being sent into the LAN.
+    pub fn nar_streams(&self) -> usize {
+        self.lan_nars.taken()
+    }
+
     /// A place for a connection from the LAN, if there is room for one more of this address.
     fn admit_lan(&self, address: IpAddr) -> Option<Place> {
         let limit = self.service().config.limits.connections;

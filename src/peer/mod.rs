@@ -157,6 +157,24 @@ pub struct Client {
     memory: unpacked::Memory,
 }
 
+/// A narinfo whose headers have come.
+#[derive(Debug)]
+pub struct NarinfoBody {
+    peer: PeerAddr,
+    response: Response,
+}
+
+impl NarinfoBody {
+    /// All of it, at most `limit` bytes.
+    pub async fn read(self, limit: u64) -> Result<Bytes, PeerError> {
+        let Self { peer, response } = self;
+        match tokio::time::timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
+            Ok(Err(PeerError::Broken { .. })) | Err(_) => Err(PeerError::Incomplete { peer }),
+            Ok(body) => body,
+        }
+    }
+}
+
 /// What is asked, and where.
 struct Target<'a> {
     peer: PeerAddr,
@@ -182,13 +200,8 @@ impl Client {
         self.http.renew(interruptions);
     }
 
-    /// The body of `path` at `peer`, at most `limit` bytes.
-    pub async fn narinfo(
-        &self,
-        peer: PeerAddr,
-        path: &str,
-        limit: u64,
-    ) -> Result<Bytes, PeerError> {
+    /// Asks `peer` for the narinfo behind `path`; its body comes with [`NarinfoBody::read`].
+    pub async fn narinfo(&self, peer: PeerAddr, path: &str) -> Result<NarinfoBody, PeerError> {
         let target = Target::of_peer(peer, path);
         let sent = self.send(&target, None);
         let response = within(peer, NARINFO_HEAD_TIMEOUT, sent).await?;
@@ -196,10 +209,7 @@ impl Client {
             let status = response.status();
             return Err(PeerError::Status { peer, status });
         }
-        match tokio::time::timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
-            Ok(Err(PeerError::Broken { .. })) | Err(_) => Err(PeerError::Incomplete { peer }),
-            Ok(body) => body,
-        }
+        Ok(NarinfoBody { peer, response })
     }
 
     /// Whether `peer` answers a request at all, on a fresh connection.

@@ -142,6 +142,19 @@ fn nars_are_probed_once_a_second_and_less_often_when_they_fail_all_the_same() {
 }
 
 #[test]
+fn a_narinfo_without_end_makes_a_peer_late_until_one_has_its_end() {
+    let (health, now) = (PeerHealth::default(), Instant::now());
+    health.record_failure(now, peer(1), Failure::NarinfoStalled);
+    assert!(health.is_late(peer(1)) && !health.is_unreachable(peer(1)));
+    health.record_success(peer(1), Success::Transport);
+    assert!(health.is_late(peer(1)), "headers prove nothing");
+    health.record_success(peer(1), Success::Narinfo);
+    assert!(!health.is_late(peer(1)));
+    health.record_failure(now, peer(1), SILENT);
+    assert!(health.is_late(peer(1)));
+}
+
+#[test]
 fn one_lookup_a_second_waits_for_an_unreachable_peer() {
     let (health, start) = (PeerHealth::default(), Instant::now());
     health.record_failure(start, peer(1), SILENT);

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     answers::{Answers, Notice},
-    lookup::{LookupError, Lookups},
+    lookup::{LookupError, Lookups, on_interface},
     wanted::Wanted,
 };
 use super::{
@@ -115,7 +115,7 @@ impl Names {
     /// Begins to look up. The caches whose addresses are known are handed on at once.
     pub fn new(lan: LanHandle, mut setup: NamesSetup) -> Self {
         let config = setup.config.borrow_and_update().clone();
-        let listed = (setup.interfaces)();
+        let listed = (setup.interfaces)().unwrap_or_default();
         let around = Arc::new(Surroundings::new(lan.instance(), config.clone(), &listed));
         let remembered = setup.peers.borrow().clone();
         let mut names = Self {
@@ -225,6 +225,16 @@ impl Names {
         }
     }
 
+    /// Looks for the interfaces that the settings name: they come and go, with another index each time.
+    fn find_interfaces(&mut self) {
+        for wanted in self.wanted.clone() {
+            if let Some((address, port)) = wanted.zoned() {
+                let found = on_interface(address, port);
+                self.take(wanted, found);
+            }
+        }
+    }
+
     fn take_ended(&mut self, ended: Result<Ended, JoinError>) {
         // A lookup that panicked is one that found nothing; the panic is in the journal.
         if let Ok((wanted, found)) = ended {
@@ -235,7 +245,7 @@ impl Names {
     fn take(&mut self, wanted: Wanted, found: Result<Vec<SocketAddr>, LookupError>) {
         match self.answers.take(wanted, found, &self.config) {
             Some(Notice::Warning(text)) => warn!("{text}"),
-            Some(Notice::Relief(text)) => info!("{text}"),
+            Some(Notice::Info(text)) => info!("{text}"),
             None => {}
         }
         self.publish();
@@ -243,6 +253,7 @@ impl Names {
 
     async fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.find_interfaces();
         let mut is_due = false;
         if self.ticks.is_multiple_of(TICKS_PER_LISTING) {
             is_due |= self.look_around();
@@ -271,7 +282,7 @@ impl Names {
 
     /// Lists the interfaces; true if they are not as they were.
     fn look_around(&mut self) -> bool {
-        let listed = (self.setup.interfaces)();
+        let listed = (self.setup.interfaces)().unwrap_or_default();
         let is_changed = listed != self.listed;
         if is_changed {
             self.remembered.clear();
@@ -370,7 +381,7 @@ impl Names {
         }
         for peer in self.lan.peers() {
             let is_heard = peer.heard.is_some_and(|ago| ago < self.started.elapsed());
-            if is_heard && peer.has_answered && !peer.is_static {
+            if is_heard && peer.is_live && !peer.is_configured {
                 announced.retain(|address| *address != peer.address);
             }
         }

@@ -5,31 +5,28 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::peer::Kind;
-use crate::protocol::wire::About;
+use crate::protocol::datagram::Sender;
 
 /// Identity and peers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Saved {
+pub struct PersistedState {
     /// Random, drawn once per boot.
     pub instance: u64,
     /// At most 1,024 are taken back.
-    pub peers: Vec<SavedPeer>,
+    pub peers: Vec<PersistedPeer>,
 }
 
-/// A peer that was heard.
+/// A peer that answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct SavedPeer {
-    /// Where it is heard and asked, UDP.
+pub struct PersistedPeer {
+    /// Where it answers, UDP.
     pub address: SocketAddr,
-    /// How it speaks.
-    pub kind: Kind,
-    /// What it last said of itself.
-    pub about: Option<About>,
-    /// Whether it has ever answered a random id of ours.
-    pub has_answered: bool,
-    /// How long before the state was saved it was heard.
+    /// What it last said of itself; none from an old peer.
+    pub sender: Option<Sender>,
+    /// How many seconds before the state was saved it answered.
     pub heard_seconds_ago: u64,
+    /// And gave a path that was accepted, if it did.
+    pub given_seconds_ago: Option<u64>,
 }
