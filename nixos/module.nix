@@ -109,7 +109,7 @@ let
         narinfo = key size ''Largest narinfo taken from a peer. Default: "64KiB".'';
         nar = key size ''Largest NAR taken from a peer. Default: "1TiB".'';
         stall = key duration ''How long a holder of a NAR may send nothing where another one can go on. Default: "1s".'';
-        stall-alone = key duration ''The same where no other holder is known. Default: "20s".'';
+        stall-alone = key duration ''The same where no other holder is known. Default: "2s".'';
       };
     };
   };

@@ -6,6 +6,8 @@ mod support;
 
 use std::net::UdpSocket;
 
+use peerix::protocol::{PathState, datagram::Datagram};
+
 use support::{
     PATIENCE,
     daemon::Daemon,
@@ -101,28 +103,42 @@ impl Store {
                     assert!(answer.body == item.nar, "{path}");
                 }
             }
-            let heard = ask(daemon, item);
-            let right = if expected {
-                peer::present(&heard[1..5], daemon.address().port(), &item.hash())
-            } else {
-                [&[0x02], &heard[1..5]].concat()
-            };
-            assert_eq!(heard, right, "the answer over UDP for {}", item.path());
+            let heard = is_shared_over_udp(daemon, item);
+            assert_eq!(heard, expected, "the answer over UDP for {}", item.path());
         }
     }
 }
 
-/// What a daemon answers to an 0x00 for `item`.
-fn ask(daemon: &Daemon, item: &Item) -> Vec<u8> {
+/// Whether a daemon says to new and old peers that it shares `item`.
+fn is_shared_over_udp(daemon: &Daemon, item: &Item) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
     socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let request = [&[0x00, 0xca, 0xfe, 0xba, 0xbe], item.hash().as_bytes()].concat();
+    let id = 0xcafe_babe_u32;
+    let hash = item.hash();
+    let request = [&[0x00][..], &id.to_be_bytes(), hash.as_bytes()].concat();
     assert_eq!(request.len(), 37);
     socket.send_to(&request, daemon.address()).expect("send");
-    let mut buffer = [0; 200];
-    let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
-    assert_eq!(from, daemon.address());
-    buffer[..length].to_vec()
+    let ask = peer::ask(id, 1, 80, &[&hash]);
+    socket.send_to(&ask, daemon.address()).expect("send");
+    let (mut to_new, mut to_old) = (None, false);
+    while to_new.is_none() || to_new == Some(PathState::Present) && !to_old {
+        let mut buffer = [0; 200];
+        let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
+        assert_eq!(from, daemon.address());
+        match Datagram::parse(&buffer[..length]).expect("a datagram") {
+            Datagram::Answer(answer) if answer.states == [PathState::Undecided] => {
+                socket.send_to(&ask, daemon.address()).expect("send");
+            }
+            Datagram::Answer(answer) => to_new = Some(answer.states[0]),
+            _ => {
+                let right = peer::present(&id.to_be_bytes(), daemon.address().port(), &hash);
+                assert_eq!(buffer[..length], right);
+                to_old = true;
+            }
+        }
+    }
+    assert_eq!(to_old, to_new == Some(PathState::Present), "{hash}");
+    to_old
 }
 
 #[test]
@@ -389,7 +405,7 @@ fn a_row_without_files_or_of_another_size_is_never_a_wrong_nar() {
             item.path()
         );
     }
-    assert_eq!(ask(&daemon, &absent)[0], 0x02);
+    assert!(!is_shared_over_udp(&daemon, &absent));
     daemon.log.line(&["warn", "damaged"]);
     daemon.assert_well();
 }

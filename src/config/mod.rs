@@ -243,7 +243,7 @@ impl Default for Limits {
             narinfo: ByteSize(64 << 10),
             nar: ByteSize(1 << 40),
             stall: Duration::from_secs(1),
-            stall_alone: Duration::from_secs(20),
+            stall_alone: Duration::from_secs(2),
         }
     }
 }
