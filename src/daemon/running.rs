@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    finder::{Background, Finder, Memory},
+    finder::{Background, Finder, Holdings, Memory},
     http::{App, Service, State, listener::Stop},
     lan::LanHandle,
     peer::Client,
@@ -78,6 +78,12 @@ impl Running {
         self.app.set_trouble(None);
         self.setup = Some(Arc::new(setup));
         self.trouble = None;
+    }
+
+    /// What is shared now, if there is a configuration.
+    pub(super) fn holdings(&self) -> Option<Holdings> {
+        let service = self.app.service();
+        service.finder().map(|finder| finder.holdings().clone())
     }
 
     /// Goes on without a configuration.
