@@ -279,7 +279,7 @@ impl Running {
         lan_stop.cancel();
         let answered = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(drain, answered).await.is_err() {
-            info!("questions of peers are left unanswered: the store does not answer");
+            info!("asks of peers are left unanswered: the store does not answer");
         }
         if let Some(file) = &state_file {
             let named = self.known_by_name.borrow().clone();
