@@ -212,11 +212,16 @@ impl Client {
         Ok(NarinfoBody { peer, response })
     }
 
-    /// Whether `peer` answers a request at all, on a fresh connection.
+    /// Whether `peer`, which did not answer, answers a request on a fresh connection.
     pub async fn is_reachable(&self, peer: PeerAddr) -> bool {
         let target = Target::of_peer(peer, "nix-cache-info");
         let sent = self.send_once(&target, None, Connection::Fresh);
-        within(peer, NARINFO_HEAD_TIMEOUT, sent).await.is_ok()
+        let is_reachable = within(peer, NARINFO_HEAD_TIMEOUT, sent).await.is_ok();
+        if is_reachable {
+            // Connections from before it was out of reach may hang until the kernel tries again.
+            self.http.give_up_pooled();
+        }
+        is_reachable
     }
 
     /// Opens `range`, not empty, of the NAR of `size` bytes behind `path`. A holder without

@@ -19,7 +19,6 @@ use crate::{
         peer_health::{Failure, Order, Success},
     },
     format::PathInfo,
-    lan::PaidWait,
     peer::PeerError,
     protocol::PeerAddr,
     system::journal::chain,
@@ -39,7 +38,7 @@ const SECOND_HOLDER_AFTER_A_LIE_WITHIN: Duration = Duration::from_secs(1);
 /// A holder whose NARs fail may stall for so many times as long as it may take for first bytes.
 const STALL_FACTOR: u32 = 4;
 
-/// Pause before others are looked for again, when all holders at hand have failed.
+/// Pause before others are looked for again, where a lie was told.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What is left to try when the holders at hand have failed. Each piece that arrives begins
@@ -62,13 +61,7 @@ pub(super) struct Holders {
     /// Those that failed in a way that may pass, such as a restart.
     again: VecDeque<Holder>,
     resort: Resort,
-    /// Nix asks for the rest of a NAR that was cut.
-    resumes: bool,
     began: Instant,
-    /// Others are looked for, since all holders at hand have failed. Nix was promised this NAR and
-    /// its build may end without it, so this lasts as long as the budget of the burst. Not for the
-    /// rest of a NAR: Nix asks for that again by itself, four times within some seconds.
-    wait: Option<PaidWait>,
     rounds: u32,
     lines: u32,
     /// Our own store gave wrong bytes.
@@ -76,16 +69,14 @@ pub(super) struct Holders {
 }
 
 impl Holders {
-    pub(super) fn new(finder: Finder, found: Found, resumes: bool) -> Self {
+    pub(super) fn new(finder: Finder, found: Found) -> Self {
         Self {
             finder,
             found,
             tried: Vec::new(),
             again: VecDeque::new(),
             resort: Resort::AskAgain,
-            resumes,
             began: Instant::now(),
-            wait: None,
             rounds: 0,
             lines: 0,
             own_is_damaged: false,
@@ -152,9 +143,6 @@ impl Holders {
     /// Bytes came.
     pub(super) fn progress(&mut self) {
         self.resort = Resort::AskAgain;
-        if let Some(wait) = self.wait.take() {
-            wait.refund();
-        }
     }
 
     /// How long `holder` may be silent while others could be asked, and while nobody else can. One
@@ -230,20 +218,10 @@ impl Holders {
         health.record_failure(Instant::now(), peer, failure);
     }
 
-    /// Whether others are looked for once more.
-    fn may_look_again(&mut self) -> bool {
-        let lan = &self.finder.0.lan;
-        let mut has_time = || {
-            let wait = self.wait.get_or_insert_with(|| lan.begin_wait());
-            wait.ends_at() > Instant::now()
-        };
-        !self.resumes && self.rounds <= MOST_ROUNDS && has_time()
-    }
-
     /// Opens the bytes from `range.start` at a holder that agrees to give them. When those at
     /// hand have failed, the LAN is asked once more, then those that may have recovered are
     /// tried once more: a holder that restarts answers a second later, its socket is open all
-    /// the time. Then the LAN again, as long as the budget of the burst lasts.
+    /// the time.
     pub(super) async fn open(&mut self, range: Range<u64>) -> Result<(Holder, Body), StreamError> {
         loop {
             while let Some(holder) = self.take() {
@@ -253,20 +231,11 @@ impl Holders {
                 }
             }
             self.rounds += 1;
-            let resort = self.resort;
-            match resort {
+            match self.resort {
                 Resort::AskAgain if self.rounds <= MOST_ROUNDS => self.ask_again().await,
                 Resort::TryAgain => {
                     self.resort = Resort::Nothing;
                     self.found.holders = std::mem::take(&mut self.again);
-                }
-                Resort::Nothing if self.may_look_again() => {
-                    sleep(ASK_AGAIN_AFTER).await;
-                    self.ask_again().await;
-                    // Those that have failed twice get no more work out of us, unless somebody new has come.
-                    if self.at_hand() == 0 {
-                        self.resort = Resort::Nothing;
-                    }
                 }
                 Resort::AskAgain | Resort::Nothing => {
                     let hash = self.info().path.hash();

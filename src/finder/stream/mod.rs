@@ -166,7 +166,7 @@ impl NarStream {
             return Err(StreamError::NoMemory { hash });
         }
         let mut stream = Self {
-            holders: Holders::new(finder.clone(), found, range.start > 0),
+            holders: Holders::new(finder.clone(), found),
             source: Source::Line(Line::new(range.clone())),
             position: range.start,
             range,
