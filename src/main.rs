@@ -43,11 +43,6 @@ const MOST_THREADS: usize = 4;
 /// Threads that read files, at most one for each NAR stream.
 const READING_THREADS: usize = 128;
 
-/// Tasks that a thread runs before it looks at clocks and sockets again. A peer can keep a task busy
-/// for tens of milliseconds at a time (a flood of 1xx responses); with tokio's 61, as many such tasks
-/// as threads would hold the clocks that end them back for seconds.
-const TASKS_BETWEEN_EVENTS: u32 = 8;
-
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -144,7 +139,6 @@ fn run(options: Options) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .max_blocking_threads(READING_THREADS)
-        .event_interval(TASKS_BETWEEN_EVENTS)
         .thread_name("peerix")
         .enable_all()
         .build()

@@ -4,11 +4,21 @@
 //! nowhere, and nobody says so. Over another network the same address may be another machine.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use reqwest::RequestBuilder;
+
+use crate::protocol::PeerAddr;
+
+/// A peer whose last answer is no older than this has working connections.
+const JUST_ANSWERED: Duration = Duration::from_secs(1);
+
+/// Peers whose last answer is remembered.
+const MOST_ANSWERED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Connections are given up at most so often because a request on one of them had no answer: a
 /// slow peer must not cost all others their connections.
@@ -16,7 +26,10 @@ const GIVEN_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
-pub(super) struct Connections(Arc<RwLock<Current>>);
+pub(super) struct Connections {
+    current: Arc<RwLock<Current>>,
+    answered: Arc<Mutex<LruCache<PeerAddr, Instant>>>,
+}
 
 #[derive(Debug)]
 struct Current {
@@ -45,11 +58,27 @@ impl Connections {
             interruptions: 0,
             given_up: None,
         };
-        Ok(Self(Arc::new(RwLock::new(current))))
+        Ok(Self {
+            current: Arc::new(RwLock::new(current)),
+            answered: Arc::new(Mutex::new(LruCache::new(MOST_ANSWERED))),
+        })
+    }
+
+    /// `peer` has answered a request.
+    pub(super) fn record_answer(&self, peer: PeerAddr) {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.put(peer, Instant::now());
+    }
+
+    /// Whether `peer` answered a moment ago, so that what has no answer yet is slow and not lost.
+    pub(super) fn has_just_answered(&self, peer: PeerAddr) -> bool {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = answered.get(&peer);
+        at.is_some_and(|at| at.elapsed() < JUST_ANSWERED)
     }
 
     pub(super) fn get(&self, connection: Connection, url: String) -> RequestBuilder {
-        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         match connection {
             Connection::Pooled => current.pooled.get(url),
             Connection::Fresh => current.unpooled.get(url),
@@ -60,7 +89,7 @@ impl Connections {
     /// lead nowhere.
     pub(super) fn give_up_pooled(&self) {
         let now = Instant::now();
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let is_early = |at| now.duration_since(at) < GIVEN_UP_EVERY;
         if !current.given_up.is_some_and(is_early) {
             current.given_up = Some(now);
@@ -72,10 +101,10 @@ impl Connections {
     /// interruptions. Those under way go on with theirs.
     pub(super) fn renew(&self, interruptions: u64) {
         let is_current = |current: &Current| current.interruptions >= interruptions;
-        if is_current(&self.0.read().unwrap_or_else(PoisonError::into_inner)) {
+        if is_current(&self.current.read().unwrap_or_else(PoisonError::into_inner)) {
             return;
         }
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if is_current(&current) {
             return;
         }

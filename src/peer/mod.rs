@@ -245,10 +245,13 @@ impl Client {
         let peer = target.peer;
         let partial = range != (0..size);
         let range_sent = partial.then_some(&range);
-        let response = if target.host.is_none() {
-            within(peer, NAR_HEAD_TIMEOUT, self.send(target, range_sent)).await?
-        } else {
+        // The head of a NAR may take its holder some time. A second request would double that work,
+        // and caches have few connections.
+        let is_slow = target.host.is_some() || self.http.has_just_answered(peer);
+        let response = if is_slow {
             within(peer, NAR_HEAD_TIMEOUT, self.send_to(target, range_sent)).await?
+        } else {
+            within(peer, NAR_HEAD_TIMEOUT, self.send(target, range_sent)).await?
         };
         if response.headers().contains_key(CONTENT_ENCODING) {
             return Err(PeerError::OtherBytes { peer });
@@ -334,7 +337,11 @@ impl Client {
         if let Some(range) = range {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
-        request.send().await.map_err(|source| sort(peer, source))
+        let sent = request.send().await;
+        if sent.is_ok() {
+            self.http.record_answer(peer);
+        }
+        sent.map_err(|source| sort(peer, source))
     }
 }
 
