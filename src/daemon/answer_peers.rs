@@ -1,9 +1,12 @@
 //! Answers the asks of peers from the local store.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 
 use super::beat::{self, Beat};
 use crate::{
@@ -14,6 +17,9 @@ use crate::{
 
 /// Asks that are with the store at the same time.
 const AT_ONCE: usize = 64;
+
+/// An old peer waits 50 ms for an answer, and has no word for an undecided path.
+const OLD_PEER_WAITS: Duration = Duration::from_millis(45);
 
 /// Answers until there are no more asks.
 pub(super) async fn answer(
@@ -56,5 +62,13 @@ async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
     };
     let holdings = finder.holdings();
     let store = &holdings.store;
-    store.which_shared(hashes, &holdings.share).await
+    let began = Instant::now();
+    loop {
+        let states = store.which_shared(hashes.clone(), &holdings.share).await;
+        let is_decided = !states.contains(&PathState::Undecided);
+        if is_decided || request.is_repeated() || began.elapsed() >= OLD_PEER_WAITS {
+            return states;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
 }

@@ -120,6 +120,13 @@ pub struct PeerRequest {
     pub(super) form: RequestForm,
 }
 
+impl PeerRequest {
+    /// Whether the peer asks again for what is undecided. Old peers do not.
+    pub fn is_repeated(&self) -> bool {
+        !matches!(self.form, RequestForm::Old)
+    }
+}
+
 /// Which datagram a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestForm {
