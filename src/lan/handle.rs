@@ -307,14 +307,15 @@ impl Shared {
     ) {
         let from = protocol::canonical(received.from);
         let is_ours = |ip| state.networks.is_ours(ip);
+        let (to, local) = (received.to, received.local);
         let arrival = Arrival {
             from,
             path: ReturnPath {
                 socket,
                 interface: received.interface,
-                local: received.local,
+                local: local.or(to.filter(|&to| is_ours(to))),
             },
-            is_broadcast: received.is_broadcast,
+            is_broadcast: to.is_some_and(|to| local != Some(to) && !is_ours(to)),
             is_own: self
                 .sockets
                 .iter()
