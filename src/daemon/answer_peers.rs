@@ -18,6 +18,9 @@ const AT_ONCE: usize = 64;
 /// A peer that cannot be answered by then is told so, and asks again.
 const DECIDED_WITHIN: Duration = Duration::from_millis(5);
 
+/// An old peer asks once, and listens for 50 ms.
+const DECIDED_FOR_OLD_WITHIN: Duration = Duration::from_millis(45);
+
 /// Answers until there are no more asks.
 pub(super) async fn answer(
     requests: mpsc::Receiver<PeerRequest>,
@@ -60,7 +63,12 @@ async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
     };
     let holdings = finder.holdings();
     let asked = holdings.store.which_shared(hashes.clone(), &holdings.share);
-    match timeout(DECIDED_WITHIN, asked).await {
+    let within = if request.is_repeated() {
+        DECIDED_WITHIN
+    } else {
+        DECIDED_FOR_OLD_WITHIN
+    };
+    match timeout(within, asked).await {
         Ok(Ok(shared)) => {
             let state = |shared| {
                 if shared {

@@ -75,10 +75,9 @@ impl LanHandle {
     /// NARs that are being sent to peers.
     pub fn answer(&self, request: &PeerRequest, states: &[PathState], streams: usize) {
         let io = &self.shared.io;
-        let present = states.iter().filter(|&&it| it == PathState::Present);
-        let present = present.count();
-        io.answered_present.add(present);
-        io.answered_absent.add(states.len() - present);
+        let count = |state| states.iter().filter(|&&it| it == state).count();
+        io.answered_present.add(count(PathState::Present));
+        io.answered_absent.add(count(PathState::Absent));
         let state = &mut *self.shared.lock();
         let now = Instant::now();
         state
@@ -306,6 +305,11 @@ impl Shared {
         requests: &mpsc::Sender<PeerRequest>,
     ) {
         let from = protocol::canonical(received.from);
+        if received.is_broadcast {
+            // Whether it is from its link is asked of the networks, which nothing has listed yet
+            // on a host that only answers.
+            state.refresh(false);
+        }
         let is_ours = |ip| state.networks.is_ours(ip);
         let arrival = Arrival {
             from,
