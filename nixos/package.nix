@@ -67,7 +67,6 @@ rustPlatform.buildRustPackage {
 
   meta = {
     inherit (manifest) description;
-    homepage = manifest.repository;
     license = with lib.licenses; [
       mit
       asl20

@@ -33,13 +33,6 @@ fn a_peer_is_found_by_the_name_of_its_host_and_again_after_a_reload() {
     let mut host = Host::new().with(&named(&holders[0]));
     let daemon = host.start();
     eventually("what the named peer has", || has_found(&daemon, &first));
-    let statics = |daemon: &Daemon| {
-        let status = daemon.status();
-        let peers = status["peers"].as_array().expect("peers").clone();
-        let statics = peers.iter().filter(|peer| peer["configured"] == true);
-        let addresses = statics.filter_map(|peer| peer["address"].as_str());
-        addresses.map(str::to_owned).collect::<Vec<_>>()
-    };
     assert!(statics(&daemon).contains(&holders[0].udp().to_string()));
 
     host.restore();
@@ -49,6 +42,41 @@ fn a_peer_is_found_by_the_name_of_its_host_and_again_after_a_reload() {
     let now = statics(&daemon);
     assert!(now.contains(&holders[1].udp().to_string()), "{now:?}");
     assert!(!now.contains(&holders[0].udp().to_string()), "{now:?}");
+}
+
+/// The addresses that are asked directly.
+fn statics(daemon: &Daemon) -> Vec<String> {
+    let status = daemon.status();
+    let peers = status["peers"].as_array().expect("peers").clone();
+    let statics = peers.iter().filter(|peer| peer["configured"] == true);
+    let addresses = statics.filter_map(|peer| peer["address"].as_str());
+    addresses.map(str::to_owned).collect()
+}
+
+/// That one of an interface which comes later is found needs a network of its own: tests/lab/test_names.py.
+#[test]
+fn the_name_of_an_interface_is_its_index_and_one_that_does_not_exist_is_no_error() {
+    let mut host = Host::new().with(
+        "discovery.peers = [\"[fe80::7%lo]:9\", \"fe80::7%peerix-absent\", \"[fe80::8%1]:9\"]",
+    );
+    let daemon = host.start();
+    eventually("the index of lo", || {
+        let mut statics = statics(&daemon);
+        statics.sort();
+        (statics == ["[fe80::7%1]:9", "[fe80::8%1]:9"]).then_some(())
+    });
+    let said = "there is no interface peerix-absent at present; nobody is asked for it";
+    eventually("what the journal says of the other", || {
+        daemon.log.text().contains(said).then_some(())
+    });
+    host.restore();
+    host.set("discovery.peers = [\"[fe80::9%lo]:9\"]");
+    daemon.signal(Signal::SIGHUP);
+    eventually("the peer of a reload", || {
+        (statics(&daemon) == ["[fe80::9%1]:9"]).then_some(())
+    });
+    let log = daemon.log.text();
+    assert_eq!(log.matches(said).count(), 1, "{log}");
 }
 
 #[test]

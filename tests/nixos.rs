@@ -9,6 +9,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::ErrorKind,
+    os::unix::fs::symlink,
     path::Path,
     process::{Command, Output},
 };
@@ -386,6 +387,9 @@ fn each_nix_example_of_the_documents_evaluates_without_a_failure() {
         fs::write(&file, &block.text).expect("write");
         // The reader's own.
         fs::write(directory.path().join("configuration.nix"), "{ }").expect("write");
+        let checkout = directory.path().join("peerix");
+        symlink(env!("CARGO_MANIFEST_DIR"), &checkout)
+            .expect("a checkout beside the configuration");
         let expression = format!("(import ./tests/nixos {{ }}).example {}", file.display());
         let Some(rendered) = evaluate(&expression) else {
             return;

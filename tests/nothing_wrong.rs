@@ -233,14 +233,6 @@ fn hostile_narinfos(item: &Item, trap: &str) -> Vec<(&'static str, Vec<u8>)> {
             ]
             .concat(),
         ),
-        (
-            "with a thousand signatures",
-            [
-                good.as_bytes(),
-                format!("{signature}\n").repeat(1_000).as_bytes(),
-            ]
-            .concat(),
-        ),
     ];
     for to in [
         "../../etc/passwd",

@@ -1,4 +1,4 @@
-//! Promise 5: paths signed by keys that Nix already trusts are shared, and nothing else leaves the
+//! Promise 5: paths that a key of `share.keys` has signed are shared, and nothing else leaves the
 //! machine unless its owner says so. The narinfo, the NAR and the answer over UDP always agree.
 
 #[expect(dead_code, reason = "each test uses its part")]
@@ -142,7 +142,7 @@ fn is_shared_over_udp(daemon: &Daemon, item: &Item) -> bool {
 }
 
 #[test]
-fn by_default_only_what_a_trusted_key_signed_is_shared() {
+fn by_default_only_what_a_key_of_share_keys_signed_is_shared() {
     let store = Store::new();
     let host = store.host("");
     let daemon = host.start();
@@ -176,6 +176,62 @@ fn with_a_signing_key_what_was_built_here_is_shared_and_signed() {
     let narinfo = daemon.get(&format!("/local/{}.narinfo", store.signed.hash()));
     assert_eq!(narinfo.text(), store.signed.peer_narinfo());
     daemon.log.line(&["signs with host-1"]);
+}
+
+#[test]
+fn what_a_key_signed_that_is_only_trusted_is_not_shared() {
+    let store = Store::new();
+    let trusting = format!(
+        "trust.public-keys = [{:?}]\n",
+        foreign_key().public_key().to_string()
+    );
+    let signed = [&store.signed, &store.signed_source, &store.signed_secret];
+    store.assert_shared(&store.host(&trusting).start(), &signed);
+
+    // The tests' key is only trusted then, and so is its name.
+    let default =
+        "share.keys = [\"cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=\"]";
+    store.assert_shared(&store.host(default).start(), &[]);
+
+    let bare = format!("{trusting}share.keys = [\"cache.foreign-1\"]");
+    store.assert_shared(&store.host(&bare).start(), &[&store.foreign]);
+
+    let unknown = store.host("share.keys = [\"cache.foreign-1\"]");
+    let daemon = unknown.start();
+    store.assert_shared(&daemon, &[]);
+    daemon.log.line(&["warn", "share.keys", "cache.foreign-1"]);
+}
+
+#[test]
+fn what_is_shared_carries_all_its_signatures() {
+    let item = Item::signed("hello", 500).sign(&foreign_key());
+    let host = Host::new().holding(&[&item]);
+    let daemon = host.start();
+    let narinfo = daemon.get(&format!("/local/{}.narinfo", item.hash()));
+    assert_eq!(narinfo.text(), item.peer_narinfo());
+    assert_eq!(narinfo.text().matches("Sig: ").count(), 2);
+}
+
+#[test]
+fn a_neighbour_takes_a_path_with_many_signatures() {
+    for others in [40, 999] {
+        let mut item = Item::unsigned("many", 500);
+        for number in 0..others {
+            item = item.sign(&key(&format!("stranger-{number}"), 50));
+        }
+        let item = item.sign(&trusted_key());
+        let holder = Host::new().holding(&[&item]);
+        let holding = holder.start();
+        let asker = Host::new().with(&format!(
+            "discovery.peers = [{:?}]\ndiscovery.wake-timeout = \"300ms\"\nlimits.narinfo = \"4MiB\"",
+            holding.address().to_string()
+        ));
+        let daemon = asker.start();
+        let narinfo = daemon.get(&format!("/{}.narinfo", item.hash()));
+        assert_eq!(narinfo.status, 200, "{others} others");
+        assert_eq!(narinfo.text().matches("Sig: ").count(), others + 1);
+        assert!(daemon.get(&format!("/v3/nar/{}", item.nar_name())).body == item.nar);
+    }
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{HostName, HostNameError, units};
+use super::{HostName, HostNameError, ZonedAddress, units};
 
 /// What may stand in `discovery.peers`.
-const RIGHT: &str = "an address or a host name in quotes, with or without a port, or http:// and where a binary cache is: \"192.168.1.5\", \"192.168.1.5:12304\", \"[fd00::5]:12304\", \"nas.lan\", \"nas.lan:12304\", \"http://nas.lan:5000\"";
+const RIGHT: &str = "an address or a host name in quotes, with or without a port, or http:// and where a binary cache is: \"192.168.1.5\", \"192.168.1.5:12304\", \"[fd00::5]:12304\", \"[fe80::1%eth0]:12304\", \"nas.lan\", \"nas.lan:12304\", \"http://nas.lan:5000\"";
 
 /// Longest path of a cache.
 const LONGEST_PREFIX_BYTES: usize = 512;
@@ -44,6 +44,11 @@ pub enum StaticPeerError {
     /// Nobody listens at port 0, nor beyond 65535.
     #[error("`{0}` is not a port: right would be 1 to 65535")]
     Port(String),
+    /// Other addresses are the same on each link.
+    #[error(
+        "`{0}` is not a zone on this machine: right would be a link-local address (fe80::/10), `%`, and the name or number of an interface"
+    )]
+    Zone(String),
     /// Neither an address nor a name.
     #[error("`{0}` is neither an address nor a name")]
     Host(String, #[source] HostNameError),
@@ -54,10 +59,10 @@ pub enum StaticPeerError {
 pub enum StaticPeer {
     /// `192.168.1.5`, `192.168.1.5:12304`, `[fd00::5]:12304`.
     Address(PeerAddress),
-    /// `nas.lan`, `nas.lan:12304`.
+    /// `nas.lan`, `nas.lan:12304`, `[fe80::1%eth0]:12304`.
     Name {
         /// Looked up when it is needed.
-        name: HostName,
+        name: PeerName,
         /// UDP and TCP; that of this network's peers if absent.
         port: Option<u16>,
     },
@@ -71,6 +76,15 @@ pub struct PeerAddress {
     ip: IpAddr,
     scope: u32,
     port: Option<u16>,
+}
+
+/// What stands for an address that may be another one at another time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PeerName {
+    /// Known to the system or to DNS.
+    Host(HostName),
+    /// On the link of an interface.
+    Zoned(ZonedAddress),
 }
 
 /// `http://HOST[:PORT]/[PREFIX]`: a binary cache that is no peer.
@@ -90,7 +104,7 @@ pub enum CacheHost {
     /// An address, with the scope of a link-local one.
     Address(PeerAddress),
     /// Looked up when it is needed.
-    Name(HostName),
+    Name(PeerName),
 }
 
 impl StaticPeer {
@@ -114,7 +128,8 @@ impl PeerAddress {
         address
     }
 
-    /// `192.168.1.5`, `192.168.1.5:12304`, `fd00::5`, `[fd00::5]:12304`, `[fe80::5%2]:12304`.
+    /// `192.168.1.5`, `192.168.1.5:12304`, `fd00::5`, `[fd00::5]:12304`, `fe80::5%2`,
+    /// `[fe80::5%2]:12304`.
     fn parse(text: &str) -> Option<Self> {
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Some(Self {
@@ -122,6 +137,10 @@ impl PeerAddress {
                 scope: 0,
                 port: None,
             });
+        }
+        // Only a socket address is read with its zone.
+        if let Ok(zoned) = format!("[{text}]:{HTTP_PORT}").parse() {
+            return Some(Self::of_host(zoned));
         }
         let address = text.parse::<SocketAddr>().ok();
         address
@@ -159,8 +178,12 @@ impl FromStr for StaticPeer {
         if let Some(address) = PeerAddress::parse(text) {
             return Ok(Self::Address(address));
         }
-        let (host, port) = split_port(text)?;
-        let name = host_name(host)?;
+        let (host, port) = match text.parse().map(PeerName::Zoned) {
+            Ok(name) => return Ok(Self::Name { name, port: None }),
+            Err(_) if text.contains('%') && !text.starts_with('[') => (text, None),
+            Err(_) => split_port(text)?,
+        };
+        let name = peer_name(host)?;
         Ok(Self::Name { name, port })
     }
 }
@@ -180,7 +203,7 @@ impl CacheUrl {
         let address = format!("{host}:{HTTP_PORT}").parse().ok();
         let host = match address {
             Some(address) => CacheHost::Address(PeerAddress::of_host(address)),
-            None => CacheHost::Name(host_name(host)?),
+            None => CacheHost::Name(peer_name(host)?),
         };
         Ok(Self {
             host,
@@ -213,7 +236,8 @@ impl CacheUrl {
                 IpAddr::V4(ip) => ip.to_string(),
                 IpAddr::V6(ip) => format!("[{ip}]"),
             },
-            CacheHost::Name(name) => name.without_dot().to_owned(),
+            CacheHost::Name(PeerName::Host(name)) => name.without_dot().to_owned(),
+            CacheHost::Name(PeerName::Zoned(address)) => format!("[{}]", address.ip()),
         };
         if self.port == HTTP_PORT {
             host
@@ -238,8 +262,19 @@ fn split_port(text: &str) -> Result<(&str, Option<u16>), StaticPeerError> {
     }
 }
 
-fn host_name(text: &str) -> Result<HostName, StaticPeerError> {
+/// The name of a host, or an address with a zone in brackets.
+fn peer_name(text: &str) -> Result<PeerName, StaticPeerError> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    if let Some(Ok(address)) = bare.map(str::parse) {
+        return Ok(PeerName::Zoned(address));
+    }
+    if text.contains('%') {
+        return Err(StaticPeerError::Zone(text.into()));
+    }
     text.parse()
+        .map(PeerName::Host)
         .map_err(|error| StaticPeerError::Host(text.into(), error))
 }
 
@@ -248,14 +283,28 @@ impl fmt::Display for StaticPeer {
         match self {
             Self::Address(address) => match address.port {
                 Some(port) => address.with_port(port).fmt(f),
-                None => address.ip.fmt(f),
+                None if address.scope == 0 => address.ip.fmt(f),
+                None => write!(f, "{}%{}", address.ip, address.scope),
             },
-            Self::Name { name, port: None } => name.fmt(f),
+            Self::Name { name, port: None } => match name {
+                PeerName::Host(name) => name.fmt(f),
+                PeerName::Zoned(address) => address.fmt(f),
+            },
             Self::Name {
                 name,
                 port: Some(port),
             } => write!(f, "{name}:{port}"),
             Self::Cache(url) => url.fmt(f),
+        }
+    }
+}
+
+/// As it stands before a port.
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(name) => name.fmt(f),
+            Self::Zoned(address) => write!(f, "[{address}]"),
         }
     }
 }
@@ -310,6 +359,7 @@ mod tests {
             "192.168.1.5:12304",
             "fd00::5",
             "[fd00::5]:12304",
+            "fe80::5%2",
             "[fe80::5%2]:12304",
         ] {
             let peer = parse(text);
@@ -317,7 +367,15 @@ mod tests {
             assert_eq!(peer.to_string(), text);
             assert!(peer.address(1).is_some());
         }
-        for text in ["nas", "nas.lan", "nas.lan.", "nas.lan:12304"] {
+        for text in [
+            "nas",
+            "nas.lan",
+            "nas.lan.",
+            "nas.lan:12304",
+            "fe80::5%eth0",
+            "[fe80::5%eth0]:12304",
+            "[fe80::5%wlp0s20f3.7]:1",
+        ] {
             let peer = parse(text);
             assert!(matches!(peer, StaticPeer::Name { .. }), "{text}");
             assert_eq!(peer.to_string(), text);
@@ -349,6 +407,18 @@ mod tests {
                 "http://[fe80::5%2]",
                 "http://[fe80::5%2]:80/",
                 "[fe80::5]",
+                "",
+            ),
+            (
+                "http://[fe80::5%eth0]/x",
+                "http://[fe80::5%eth0]/x/",
+                "[fe80::5]",
+                "x/",
+            ),
+            (
+                "http://[fe80::5%eth0]:5000",
+                "http://[fe80::5%eth0]:5000/",
+                "[fe80::5]:5000",
                 "",
             ),
         ] {
@@ -383,6 +453,16 @@ mod tests {
             ("[fd00::5]", "neither an address nor a name"),
             ("10.0.0.256", "neither an address nor a name"),
             ("", "neither an address nor a name"),
+            ("fd00::5%eth0", "is not a zone"),
+            ("10.0.0.1%eth0", "is not a zone"),
+            ("[10.0.0.1%eth0]:12304", "is not a zone"),
+            ("nas%eth0", "is not a zone"),
+            ("fe80::5%", "is not a zone"),
+            ("fe80::5%eth 0", "is not a zone"),
+            ("[fe80::5%a/b]:12304", "is not a zone"),
+            ("fe80::5%sixteencharacter", "is not a zone"),
+            ("[fe80::5%eth0]:0", "is not a port"),
+            ("http://[fd00::5%eth0]", "is not a zone"),
         ] {
             let error = text.parse::<StaticPeer>().expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");
@@ -392,7 +472,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_printed_parses_to_the_same(
-            text in "(http://)?([a-z]{1,3}(\\.[a-z]{1,3})?\\.?|[0-9]\\.0\\.0\\.[0-9]|\\[fe80::[1-9](%[1-9])?\\])(:[1-9][0-9]{0,3})?(/[a-z~]{1,3})?/?"
+            text in "(http://)?([a-z]{1,3}(\\.[a-z]{1,3})?\\.?|[0-9]\\.0\\.0\\.[0-9]|\\[?fe80::[1-9](%[1-9a])?\\]?)(:[1-9][0-9]{0,3})?(/[a-z~]{1,3})?/?"
         ) {
             if let Ok(peer) = text.parse::<StaticPeer>() {
                 prop_assert_eq!(peer.to_string().parse::<StaticPeer>(), Ok(peer));

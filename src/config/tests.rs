@@ -84,6 +84,7 @@ fn what_is_printed_parses_to_the_same() {
         peers = [
             "192.168.1.5", "10.0.0.1:99", "[fd00::5]:12304", "fe80::1",
             "nas.lan", "nas.lan:12304", "http://nas.lan:5000/cache",
+            "[fe80::1%eth0]:12304", "fe80::1%eth0", "fe80::1%2",
         ]
         dns-sd = false
         domain = "example.org"
@@ -158,7 +159,7 @@ fn an_error_names_key_line_and_what_would_be_right() {
         ),
         (
             "[limits]\nstall = \"30s\"",
-            &["limits.stall-alone = 20s", "4min"],
+            &["limits.stall-alone = 2s", "4min"],
         ),
         (
             "[discovery]\ntimeout = \"1s\"",

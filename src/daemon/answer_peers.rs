@@ -1,9 +1,12 @@
 //! Answers the asks of peers from the local store.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, stream};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time};
 
 use super::beat::{self, Beat};
 use crate::{
@@ -15,11 +18,11 @@ use crate::{
 /// Asks that are with the store at the same time.
 const AT_ONCE: usize = 64;
 
-/// A peer that cannot be answered by then is told so, and asks again.
-const DECIDED_WITHIN: Duration = Duration::from_millis(5);
+/// An old peer asks once, and listens for 50 ms: so long the store may take to decide.
+const OLD_PEERS_WAIT: Duration = Duration::from_millis(45);
 
-/// An old peer asks once, and listens for 50 ms.
-const DECIDED_FOR_OLD_WITHIN: Duration = Duration::from_millis(45);
+/// Pause before the store is asked again for an old peer.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Answers until there are no more asks.
 pub(super) async fn answer(
@@ -41,7 +44,7 @@ pub(super) async fn answer(
         }
     });
     let beating = async {
-        let mut every = tokio::time::interval(beat::EVERY);
+        let mut every = time::interval(beat::EVERY);
         loop {
             every.tick().await;
             beat.beat();
@@ -55,34 +58,20 @@ pub(super) async fn answer(
 
 /// The state of each path that is asked for.
 async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
-    let hashes = &request.hashes;
-    let all = |state| vec![state; hashes.len()];
+    let hashes = request.hashes.clone();
     let service = app.service();
     let Some(finder) = service.finder() else {
-        return all(PathState::Absent);
+        return vec![PathState::Absent; hashes.len()];
     };
     let holdings = finder.holdings();
-    let asked = holdings.store.which_shared(hashes.clone(), &holdings.share);
-    let within = if request.is_repeated() {
-        DECIDED_WITHIN
-    } else {
-        DECIDED_FOR_OLD_WITHIN
-    };
-    match timeout(within, asked).await {
-        Ok(Ok(shared)) => {
-            let state = |shared| {
-                if shared {
-                    PathState::Present
-                } else {
-                    PathState::Absent
-                }
-            };
-            shared.into_iter().map(state).collect()
+    let (store, began) = (&holdings.store, Instant::now());
+    loop {
+        let asked = store.which_shared(hashes.clone(), &holdings.share);
+        let states = asked.await;
+        let is_decided = request.is_repeated() || !states.contains(&PathState::Undecided);
+        if is_decided || began.elapsed() >= OLD_PEERS_WAIT {
+            return states;
         }
-        Ok(Err(error)) => {
-            log::debug!(count = hashes.len(); "no answer from the store: {error}");
-            all(PathState::Absent)
-        }
-        Err(_) => all(PathState::Undecided),
+        time::sleep(PAUSE).await;
     }
 }

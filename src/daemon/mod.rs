@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    finder::{Background, Memory, caches, inquiry, prefetch},
+    finder::{Background, Memory, background, caches, inquiry, prefetch},
     http::{
         App, Service, State,
         activity::Activity,
@@ -127,7 +127,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     let (saved, remembered) = match state_file.as_ref().and_then(saved::load) {
         Some(earlier) => {
             let now = Instant::now();
-            memory.standing.restore(now, &earlier.bans);
+            memory.health.restore(now, &earlier.bans);
             let saved = Some((earlier.discovery, earlier.asleep));
             (saved, earlier.named)
         }
@@ -165,6 +165,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     naming.settle().await;
     let (inquiries, cases) = mpsc::channel(inquiry::MOST_WAITING);
     let (prefetches, errands) = mpsc::channel(prefetch::MOST_WAITING);
+    let (finder_tasks, unfinished) = mpsc::channel(background::MOST_WAITING);
     let notifier = Arc::new(notifier);
     let mut daemon = Running {
         options,
@@ -175,6 +176,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         background: Background {
             inquiries,
             prefetches,
+            tasks: finder_tasks,
         },
         lan,
         names,
@@ -239,6 +241,14 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
             () = stopped.cancelled() => {}
         }
         Ok("prefetch")
+    });
+    let stopped = stop.drain.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = background::run(unfinished) => {}
+            () = stopped.cancelled() => {}
+        }
+        Ok("requests in the background")
     });
     if let Some(every) = watchdog_interval() {
         let beats = vec![answers_beat, Arc::clone(&supervision_beat)];

@@ -72,6 +72,8 @@ impl Running {
         self.app.activity.set_timeout(idle);
         let caches = &self.memory.caches;
         caches.configure(config.store.dir.clone(), self.http_port);
+        // What was refused before may be signed by a key that is trusted now.
+        self.memory.health.clear_paths();
         self.app.replace(Service::new(config, State::Ready(finder)));
         self.app.set_trouble(None);
         self.setup = Some(Arc::new(setup));
@@ -165,7 +167,7 @@ impl Running {
     /// Reads all files again. What is wrong is said, and the old configuration stays.
     async fn reload(&mut self) {
         self.notifier.reloading();
-        let forgiven = self.memory.standing.forgive(Instant::now());
+        let forgiven = self.memory.health.clear_all(Instant::now());
         self.memory.caches.forget();
         if forgiven > 0 {
             info!("{forgiven} bans of peers are forgotten, as always at a reload");

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    finder::{Memory, standing::Ban},
+    finder::{Memory, peer_health::Ban},
     protocol::discovery::PersistedState,
     system::{journal::chain, state_file::StateFile},
 };
@@ -81,7 +81,7 @@ pub(super) fn save(
     named: Vec<SocketAddr>,
 ) {
     let now = Instant::now();
-    let bans = memory.standing.bans(now);
+    let bans = memory.health.bans(now);
     let content = Content {
         version: VERSION,
         saved_at_unix: unix_now(),

@@ -37,7 +37,7 @@ fn describe(finder: &Finder, status: &mut Value) {
     status["holdings"] = finder.holdings().store.status().to_string().into();
     status["fetched"] = json!(memory.counters.snapshot());
     status["caches"] = json!(memory.caches.status(Instant::now()));
-    status["banned"] = json!(memory.standing.bans(Instant::now()));
+    status["banned"] = json!(memory.health.bans(Instant::now()));
     status["peers"] = peers
         .map(|peer| {
             json!({

@@ -2,8 +2,12 @@
 
 use rusqlite::{Connection, types::ValueRef};
 
+use sha2::{Digest as _, Sha256};
+
+use super::seen_rows::Digest;
 use crate::format::{
     ContentAddress, NarHash, PathInfo, Signature, StoreDir, StorePath, StorePathHash,
+    signature::fingerprint,
 };
 
 /// The path and its references in one statement: one snapshot, because we sign what we read.
@@ -24,6 +28,22 @@ pub struct LocalPath {
     pub ultimate: bool,
     /// The ids of `info.references`, in that order.
     pub(super) reference_ids: Vec<i64>,
+}
+
+impl LocalPath {
+    /// Of everything in the row that a decision about sharing depends on. A path that is deleted
+    /// and made again has another one.
+    pub(super) fn digest(&self, dir: &StoreDir) -> Digest {
+        let mut digest = Sha256::new();
+        digest.update(self.id.to_be_bytes());
+        digest.update(fingerprint(dir, &self.info));
+        digest.update([u8::from(self.ultimate), u8::from(self.info.ca.is_some())]);
+        for signature in &self.info.signatures {
+            // Neither the text that is signed nor a signature has a line break in it.
+            digest.update(format!("\n{signature}"));
+        }
+        digest.finalize().into()
+    }
 }
 
 /// Compiles the statements: fails where a query would.

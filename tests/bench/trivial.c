@@ -1,7 +1,7 @@
 /* The least program that can stand in for peerix under its unit: the reference for wake-up time.
  *
- * It takes the sockets that systemd passes, says READY=1, and answers each datagram with the five
- * bytes of "absent". It reads no file, starts no thread and allocates nothing.
+ * It takes the sockets that systemd passes, says READY=1, and answers each datagram as an ask
+ * for one path, which it has. It reads no file, starts no thread and allocates nothing.
  */
 #include <stddef.h>
 #include <stdlib.h>
@@ -37,8 +37,9 @@ int main(void) {
         struct sockaddr_storage from;
         socklen_t size = sizeof from;
         ssize_t length = recvfrom(udp, datagram, sizeof datagram, 0, (struct sockaddr *)&from, &size);
-        if (length < 5) continue;
-        datagram[0] = 2;
-        sendto(udp, datagram, 5, 0, (struct sockaddr *)&from, size);
+        if (length < 19) continue;
+        datagram[0] = 3;
+        datagram[18] = 1 << 6;
+        sendto(udp, datagram, 19, 0, (struct sockaddr *)&from, size);
     }
 }

@@ -26,7 +26,7 @@ class Idle(LabCase):
         self.holder.peerix.reset('[idle]\ntimeout = "500ms"\n')
         info = f"/local/{self.path.hash}.narinfo"
         ways = {
-            "a packet": lambda: wire.ask(self.asker, self.holder.address, self.path.hash, bound=5)[0] == wire.RESPONSE,
+            "a packet": lambda: wire.ask(self.asker, self.holder.address, self.path.hash, bound=5).state == wire.PRESENT,
             "a request from the LAN": lambda: self.status_of(self.asker, info, address=self.holder.address) == 200,
             "a request of the owner": lambda: self.status_of(self.holder, f"/{self.path.hash}.narinfo") == 200,
         }
@@ -39,10 +39,10 @@ class Idle(LabCase):
         self.assert_no_lost_socket(self.holder)
 
     def test_what_is_no_work_does_not_keep_it_awake(self):
-        """Hellos and looks at its state come more often than the timeout, and it goes all the same."""
+        """Asks who is there and looks at its state come more often than the timeout, and it goes all the same."""
         self.holder.peerix.reset('[idle]\ntimeout = "1s"\n')
         sock = self.asker.udp()
-        for poke in (lambda: sock.sendto(wire.hello()[1], (self.holder.address, 12304)),
+        for poke in (lambda: sock.sendto(wire.question([])[1], (self.holder.address, 12304)),
                      lambda: http.get(self.holder, "/healthz")):
             self.assert_holds(self.holder, self.path)
             next_poke = itertools.count(time.monotonic(), 0.4)

@@ -131,7 +131,8 @@ class Malicious(LabCase):
         path = cls.paths[name]
         narinfo = http.get(cls.asker, f"/local/{path.hash}.narinfo", cls.honest.address).body
         nar = http.get(cls.asker, f"/nar/{path.nar}", cls.honest.address).body
-        return hostile.Machine(hostile.address(number), path, narinfo, nar, BEHAVIOURS[name][0])
+        item = hostile.Item(path, narinfo, nar, BEHAVIOURS[name][0])
+        return hostile.Machine(hostile.address(number), [item])
 
     @classmethod
     def _pull_all(cls, substituters):

@@ -110,7 +110,9 @@ class Network(LabCase):
             self.assertTrue(answer == b"" or answer.split(b" ")[1][:1] == b"4", (data, answer[:80]))
         with self.asker.udp() as sock:
             for datagram in (b"", b"\0", b"\0\0\0\0\0", b"\0\0\0\0\1" + b"e" * 32, b"\0\0\0\0\1" + b"0" * 1400,
-                             b"\1\0\0\0\1", b"\3", b"\3\0\0\0\1", b"\4" * 25, b"\xff" * 1400):
+                             b"\1\0\0\0\1", b"\2", b"\2\0\0\0\1", b"\2" * 1400, b"\3", b"\3\0\0\0\1", b"\3" * 25,
+                             wire.question([self.path.hash] * 2)[1][:-1], wire.answer([1] * 9, 1)[:-1],
+                             b"\4" * 25, b"\xff" * 1400):
                 sock.sendto(datagram, (self.holder.address, 12304))
         self.assert_holds(self.holder, self.path)
         self.assertEqual(self.holder.peerix.processes(), before)

@@ -41,7 +41,8 @@ class Sharing(LabCase):
         nar_hash = self.owner.run(["nix-store", "-q", "--hash", path]).stdout.strip().removeprefix("sha256:")
         encoded = base64.b64encode(path.encode()).decode().replace("/", "_")
         there = {"address": self.owner.address}
-        packet = wire.ask(self.stranger, self.owner.address, store_hash, bound=1)
+        packet = wire.ask(self.stranger, self.owner.address, store_hash, bound=5)
+        old_packet = wire.ask_as_old(self.stranger, self.owner.address, store_hash, bound=0.5)
         return {
             "narinfo": self.status_of(self.stranger, f"/local/{store_hash}.narinfo", **there),
             "nar": self.status_of(self.stranger, f"/nar/{store_hash}-{nar_hash}.nar", **there),
@@ -49,12 +50,13 @@ class Sharing(LabCase):
             "nar of old peers": self.status_of(self.stranger, f"/local/nar/{encoded}.nar", **there),
             "gateway of a stranger": self.status_of(self.stranger, f"/{store_hash}.narinfo"),
             "gateway of the owner": self.status_of(self.owner, f"/{store_hash}.narinfo"),
-            "packet": packet is not None and packet[0] == wire.RESPONSE,
+            "packet": packet and packet.state,
+            "packet of old peers": old_packet is not None,
         }
 
     SILENT = {"narinfo": 404, "nar": 404, "nar under /local": 404, "nar of old peers": 404,
-              "gateway of a stranger": 404, "gateway of the owner": 404, "packet": False}
-    SHARED = {key: 200 for key in SILENT} | {"packet": True}
+              "gateway of a stranger": 404, "gateway of the owner": 404, "packet": wire.ABSENT, "packet of old peers": False}
+    SHARED = {key: 200 for key in SILENT} | {"packet": wire.PRESENT, "packet of old peers": True}
 
     def test_what_a_trusted_key_signed_is_shared(self):
         """The other side of the tests below: these ways do lead to a path."""
@@ -67,15 +69,17 @@ class Sharing(LabCase):
         for path in (self.tree, self.flat, self.built, self.derivation):
             self.assertEqual(self.answers(path), self.SILENT, path)
 
-    def test_an_absent_path_gets_five_bytes_whether_it_is_private_or_not_there(self):
-        """The answer does not tell a private path from none at all."""
+    def test_an_answer_does_not_tell_a_private_path_from_none_at_all(self):
+        """The same bytes for both, to the same ask; to that of an old peer none."""
         self.assert_holds(self.owner, self.closure.chain[7])
         answers = []
         with self.stranger.udp(bound=2) as sock:
             for store_hash in (self.built.removeprefix("/nix/store/")[:32], "0" * 32):
-                sock.sendto(wire.request(store_hash, 0x01020304)[1], (self.owner.address, 12304))
+                sock.sendto(wire.question([store_hash], 0x01020304)[1], (self.owner.address, 12304))
                 answers.append(sock.recv(2048))
-        self.assertEqual(answers, [bytes.fromhex("0201020304")] * 2)
+                self.assertIsNone(wire.ask_as_old(self.stranger, self.owner.address, store_hash, bound=0.3))
+        self.assertEqual(answers[0], answers[1])
+        self.assertEqual(wire.parse(answers[0])[2].body, (wire.ABSENT,))
 
     def test_a_signing_key_shares_builds_but_no_source_trees(self):
         """With a key in the credential store the default is `built`."""

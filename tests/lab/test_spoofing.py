@@ -107,22 +107,22 @@ class Spoofing(LabCase):
         self.assertEqual(after, 200, "after the flood")
 
     def test_answers_in_the_name_of_the_holder_to_ids_that_were_never_asked(self):
-        """Here, absent and response, from the address and the port of a peer that is known."""
+        """That it has the path, that it has not, and an old peer's response, from the address and the port of a peer that is known."""
         wanted = self.closure.chain[1].hash
 
         def forged(turn):
             number = int.from_bytes(os.urandom(4))
             return self.holder.address, (
-                struct.pack(">BI", wire.ABSENT, number),
-                struct.pack(">BII", wire.RESPONSE, number, 1) + f"local/{wanted}.narinfo".encode(),
-                struct.pack(">BIQHHQ", wire.HERE, number, 7, 1, PORT, 1),
+                wire.answer([wire.ABSENT], number, instance=7),
+                wire.response(wanted, number, port=1),
+                wire.answer([wire.PRESENT], number, port=1, instance=7),
             )[turn % 3]
         self.check(forged)
 
-    def test_hellos_of_machines_that_do_not_exist(self):
+    def test_asks_of_machines_that_do_not_exist(self):
         """From addresses of the LAN and of others; all that is said to them waits for a machine that never shows up."""
         def forged(turn):
-            return f"192.168.{turn // 200 % 200}.{turn % 200 + 20}", wire.hello(instance=turn)[1]
+            return f"192.168.{turn // 200 % 200}.{turn % 200 + 20}", wire.question([], instance=turn)[1]
         self.check(forged)
         self.assertLessEqual(len(self.status()["peers"]), 1024)
 
@@ -143,12 +143,12 @@ class Spoofing(LabCase):
         self.note = f"{found.count(200)} of {len(paths)} paths found after a thousand misses"
         self.assertEqual(found.count(200), len(paths), self.note)
 
-    def test_hellos_in_the_name_of_a_peer_that_has_gone(self):
+    def test_asks_in_the_name_of_a_peer_that_has_gone(self):
         """Misses have stopped waiting for it, and do not begin again."""
         self.holder.run("systemctl stop peerix.socket peerix.service")
         for _ in range(6):
             self.miss()
-        self.compare(lambda turn: (self.holder.address, wire.hello(instance=7)[1]))
+        self.compare(lambda turn: (self.holder.address, wire.question([], instance=7)[1]))
 
 
 def packet(source, target, payload):

@@ -54,7 +54,7 @@ class Units(LabCase):
     def test_a_broken_binary_that_a_packet_starts_ends_likewise(self):
         """The same when only UDP asks."""
         self.break_binary()
-        self.asker.udp().sendto(wire.request(self.path.hash)[1], (self.host.address, 12304))
+        self.asker.udp().sendto(wire.question([self.path.hash])[1], (self.host.address, 12304))
         wait_until(lambda: self.host.peerix.show("ActiveState", "peerix.socket") == "failed", 10,
                    "the socket unit is failed", every=0.2)
         self.assertTrue(self.refused())

@@ -53,10 +53,12 @@ pub(crate) const SYNTAX: [Syntax; 5] = [
     Syntax {
         kind: "peer",
         text: "An IP address or the name of a host, with or without a port; an IPv6 address with a port is \
-               in brackets. Or `http://`, a host, a port unless it is 80, and a path if there is one: a plain \
+               in brackets. A link-local IPv6 address has a `%` and its interface after it, by name or number; \
+               while there is no interface of that name, nobody is asked there. Or `http://`, a host, a port unless it is 80, and a path if there is one: a plain \
                binary cache. No `https://`: there is no TLS, and what a cache offers counts by its signatures.",
         examples: &[
             "discovery.peers = [\"192.168.1.5\", \"10.0.0.1:12304\", \"[fd00::5]:12304\"]",
+            "discovery.peers = [\"[fe80::1%eth0]:12304\", \"fe80::1%eth0\"]",
             "discovery.peers = [\"nas.lan\", \"nas.lan:12304\", \"http://nas.lan:5000/cache\"]",
         ],
     },

@@ -79,7 +79,7 @@ in
     in
     {
       inherit (given) name postInstall installCheckPhase;
-      inherit (given.meta) description homepage mainProgram;
+      inherit (given.meta) description mainProgram;
     };
 
   # What an example of a document makes: of a flake's system `myhost`, or of a module.
@@ -101,12 +101,7 @@ in
             };
         };
       };
-      # The source that an example fetches is this one.
-      text = builtins.scopedImport {
-        builtins = builtins // {
-          fetchTarball = _: toString ../..;
-        };
-      } file;
+      text = import file;
       system =
         if text ? outputs then
           (text.outputs {

@@ -32,8 +32,8 @@ struct Answer {
 pub(super) enum Notice {
     /// Something to mend.
     Warning(String),
-    /// It is mended.
-    Relief(String),
+    /// It is mended, or it is as on any host now and then.
+    Info(String),
 }
 
 impl Answers {
@@ -61,13 +61,23 @@ impl Answers {
             Err(error) => {
                 let failure = with_causes(&error);
                 let is_news = answer.failure.as_ref() != Some(&failure);
+                // Interfaces come and go; the next one of that name has another index.
+                let is_away = matches!(error, LookupError::NoInterface(_));
+                if is_away {
+                    answer.addresses.clear();
+                }
                 let rest = match answer.addresses.as_slice() {
                     [] => "nobody is asked for it".to_owned(),
                     old => format!("still asked: {}", list(old)),
                 };
                 let notice = format!("cannot find {name} of the settings: {failure}; {rest}");
                 answer.failure = Some(failure);
-                return is_news.then_some(Notice::Warning(notice));
+                let notice = if is_away {
+                    Notice::Info(notice)
+                } else {
+                    Notice::Warning(notice)
+                };
+                return is_news.then_some(notice);
             }
             Ok(addresses) => addresses,
         };
@@ -82,7 +92,7 @@ impl Answers {
                 list(&strange)
             )))
         } else {
-            is_relief.then(|| Notice::Relief(format!("{name} is found: {}", list(&addresses))))
+            is_relief.then(|| Notice::Info(format!("{name} is found: {}", list(&addresses))))
         };
         answer.strange = strange;
         answer.addresses = addresses;
@@ -175,7 +185,7 @@ mod tests {
         assert_eq!(take(fails()), None, "the same again");
         let found = addresses(&["10.0.0.7:12304"]);
         let relief = take(Ok(found.clone()));
-        assert!(matches!(relief, Some(Notice::Relief(_))), "{relief:?}");
+        assert!(matches!(relief, Some(Notice::Info(_))), "{relief:?}");
         assert_eq!(take(Ok(found.clone())), None);
         let Some(Notice::Warning(warning)) = take(fails()) else {
             panic!("it fails anew")
@@ -187,6 +197,27 @@ mod tests {
         assert!(answers.any_failed());
         assert_eq!(answers.peers(&wanted), found);
         answers.keep(&[]);
+        assert_eq!(answers.peers(&wanted), []);
+    }
+
+    #[test]
+    fn a_peer_of_an_interface_that_is_away_is_not_asked_and_that_is_no_error() {
+        let (config, wanted) = wanted("[fe80::1%eth0]:1");
+        let mut answers = Answers::default();
+        let mut take = |found| answers.take(wanted[0].clone(), found, &config);
+        let away = || Err(LookupError::NoInterface("eth0".into()));
+        assert_eq!(
+            take(away()),
+            Some(Notice::Info(
+                "cannot find the peer [fe80::1%eth0]:1 of the settings: there is no interface eth0 \
+                 at present; nobody is asked for it"
+                    .into()
+            ))
+        );
+        assert_eq!(take(away()), None, "the same again");
+        let back = take(Ok(addresses(&["[fe80::1%7]:1"])));
+        assert!(matches!(back, Some(Notice::Info(_))), "{back:?}");
+        assert!(matches!(take(away()), Some(Notice::Info(_))));
         assert_eq!(answers.peers(&wanted), []);
     }
 

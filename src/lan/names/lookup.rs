@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{SocketAddr, SocketAddrV6, ToSocketAddrs},
     sync::Arc,
     time::Duration,
 };
@@ -15,10 +15,14 @@ use hickory_resolver::{
     net::NetError,
     proto::rr::{Name, RData},
 };
+use nix::{errno::Errno, net::if_::if_nametoindex};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::wanted::Wanted;
-use crate::{config::HostName, protocol};
+use crate::{
+    config::{HostName, PeerName, ZonedAddress},
+    protocol,
+};
 
 /// What peers of a domain are called.
 const SERVICE: &str = "_peerix._tcp";
@@ -61,6 +65,10 @@ pub(super) enum LookupError {
     NoTarget(HostName),
     #[error("it has no address")]
     NoAddress,
+    #[error("there is no interface {0} at present")]
+    NoInterface(String),
+    #[error("cannot look for the interface {0}")]
+    Interface(String, #[source] Errno),
 }
 
 /// Looks names up. Cheap to clone.
@@ -91,7 +99,11 @@ impl Lookups {
     }
 
     /// As other programs of this machine see it: /etc/hosts, DNS, mDNS, what nsswitch.conf says.
-    async fn host(&self, name: &HostName, port: u16) -> Result<Vec<SocketAddr>, LookupError> {
+    async fn host(&self, name: &PeerName, port: u16) -> Result<Vec<SocketAddr>, LookupError> {
+        let name = match name {
+            PeerName::Host(name) => name,
+            PeerName::Zoned(address) => return on_interface(address, port),
+        };
         let free = Arc::clone(&self.hanging).acquire_owned();
         let permit = timeout(HOST_PATIENCE, free).await;
         let Ok(Ok(permit)) = permit else {
@@ -115,6 +127,19 @@ impl Lookups {
         }
         Ok(found)
     }
+}
+
+/// The address, with the index that its interface has now.
+pub(super) fn on_interface(
+    address: &ZonedAddress,
+    port: u16,
+) -> Result<Vec<SocketAddr>, LookupError> {
+    let name = || address.interface().to_owned();
+    let index = if_nametoindex(address.interface()).map_err(|errno| match errno {
+        Errno::ENODEV => LookupError::NoInterface(name()),
+        errno => LookupError::Interface(name(), errno),
+    })?;
+    Ok(vec![SocketAddrV6::new(address.ip(), port, 0, index).into()])
 }
 
 /// What the system is set up to ask, as it is now: the network may have changed.
@@ -285,7 +310,7 @@ mod tests {
     #[tokio::test]
     async fn a_host_name_is_what_the_system_says() {
         let wanted = Wanted::Host {
-            name: "localhost".parse().expect("a name"),
+            name: PeerName::Host("localhost".parse().expect("a name")),
             port: 7,
         };
         let found = Lookups::new().look_up(&wanted).await.expect("addresses");
@@ -293,6 +318,22 @@ mod tests {
             found.contains(&SocketAddr::from((Ipv4Addr::LOCALHOST, 7))),
             "{found:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn the_name_of_an_interface_is_its_index() {
+        let look_up = |interface: &str| {
+            let text = format!("fe80::1%{interface}");
+            let name = PeerName::Zoned(text.parse().expect("an address"));
+            let wanted = Wanted::Host { name, port: 7 };
+            async move { Lookups::new().look_up(&wanted).await }
+        };
+        let index = std::fs::read_to_string("/sys/class/net/lo/ifindex").expect("an index");
+        let expected = format!("[fe80::1%{}]:7", index.trim());
+        let found = look_up("lo").await.expect("an address");
+        assert_eq!(found, [expected.parse().expect("an address")]);
+        let none = look_up("peerix-absent").await;
+        assert!(matches!(none, Err(LookupError::NoInterface(_))), "{none:?}");
     }
 
     #[tokio::test]
@@ -304,7 +345,7 @@ mod tests {
             .await;
         tokio::time::pause();
         let wanted = Wanted::Host {
-            name: "localhost".parse().expect("a name"),
+            name: PeerName::Host("localhost".parse().expect("a name")),
             port: 7,
         };
         let busy = lookups.look_up(&wanted).await;

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     answers::{Answers, Notice},
-    lookup::{LookupError, Lookups},
+    lookup::{LookupError, Lookups, on_interface},
     wanted::Wanted,
 };
 use super::{
@@ -225,6 +225,16 @@ impl Names {
         }
     }
 
+    /// Looks for the interfaces that the settings name: they come and go, with another index each time.
+    fn find_interfaces(&mut self) {
+        for wanted in self.wanted.clone() {
+            if let Some((address, port)) = wanted.zoned() {
+                let found = on_interface(address, port);
+                self.take(wanted, found);
+            }
+        }
+    }
+
     fn take_ended(&mut self, ended: Result<Ended, JoinError>) {
         // A lookup that panicked is one that found nothing; the panic is in the journal.
         if let Ok((wanted, found)) = ended {
@@ -235,7 +245,7 @@ impl Names {
     fn take(&mut self, wanted: Wanted, found: Result<Vec<SocketAddr>, LookupError>) {
         match self.answers.take(wanted, found, &self.config) {
             Some(Notice::Warning(text)) => warn!("{text}"),
-            Some(Notice::Relief(text)) => info!("{text}"),
+            Some(Notice::Info(text)) => info!("{text}"),
             None => {}
         }
         self.publish();
@@ -243,6 +253,7 @@ impl Names {
 
     async fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.find_interfaces();
         let mut is_due = false;
         if self.ticks.is_multiple_of(TICKS_PER_LISTING) {
             is_due |= self.look_around();

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    config::{CacheHost, CacheUrl, Discovery, HostName, StaticPeer},
+    config::{CacheHost, CacheUrl, Discovery, HostName, PeerName, StaticPeer, ZonedAddress},
     protocol::{PeerAddr, PlainCache},
 };
 
@@ -11,9 +11,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Wanted {
     /// Peers: the addresses of a host, at this port.
-    Host { name: HostName, port: u16 },
+    Host { name: PeerName, port: u16 },
     /// A plain cache.
-    Cache { url: CacheUrl, name: HostName },
+    Cache { url: CacheUrl, name: PeerName },
     /// Peers: what the SRV records of a domain say.
     Domain(HostName),
 }
@@ -42,6 +42,23 @@ impl Wanted {
             }
         }
         wanted
+    }
+}
+
+impl Wanted {
+    /// The address and the port, if only the index of an interface is missing.
+    pub(super) fn zoned(&self) -> Option<(&ZonedAddress, u16)> {
+        match self {
+            Self::Host {
+                name: PeerName::Zoned(address),
+                port,
+            } => Some((address, *port)),
+            Self::Cache {
+                url,
+                name: PeerName::Zoned(address),
+            } => Some((address, url.port)),
+            Self::Host { .. } | Self::Cache { .. } | Self::Domain(_) => None,
+        }
     }
 }
 
@@ -90,7 +107,7 @@ mod tests {
         let text = r#"
             [discovery]
             peers = ["10.0.0.1", "nas.lan", "nas.lan:12304", "nas.lan:1", "http://nas.lan/x",
-                     "http://10.0.0.2:5000/y"]
+                     "http://10.0.0.2:5000/y", "fe80::1%eth0", "fe80::1%2"]
             domain = "fleet.test"
         "#;
         let config = Config::parse(text).expect("settings");
@@ -102,6 +119,7 @@ mod tests {
                 "the peer nas.lan:12304",
                 "the peer nas.lan:1",
                 "the cache http://nas.lan/x/",
+                "the peer [fe80::1%eth0]:12304",
                 "the domain fleet.test",
             ]
         );

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Action, Arrival, Discovery, LookupId, PeerRequest, Reject,
+    asks::Target,
     events::RequestForm,
     peer_table::http_address,
     state_machine::{ASK_SPREAD, DISCOVERY_SPREAD, MAX_UNICAST, spread},
@@ -85,8 +86,7 @@ impl Discovery {
 
     fn take_ask(&mut self, now: Instant, arrival: &Arrival, ask: Ask, actions: &mut Vec<Action>) {
         if ask.sender.instance == self.instance {
-            self.counters.echoes += 1;
-            return;
+            return self.note_echo(now, ask.id, actions);
         }
         if !self.is_taken(now, arrival, ask.hashes.len() as u32) {
             return;
@@ -208,19 +208,20 @@ impl Discovery {
         let Some(sent) = self.asks.get(answer.id).cloned() else {
             return self.counters.reject(Reject::UnknownId);
         };
-        if answer.sender.instance == self.instance {
-            return self.note_myself(now, sent.slot, actions);
-        }
         if answer.states.len() != sent.lookups.len() {
             return self.counters.reject(Reject::Count);
         }
         self.counters.answers += 1;
         let took = now.saturating_duration_since(sent.at);
-        let by_asked = sent.slot.filter(|&slot| {
-            let peer = self.peers.get(slot);
+        let is_at = |slot: &usize| {
+            let peer = self.peers.get(*slot);
             peer.is_some_and(|peer| peer.address == arrival.from)
-        });
-        let is_broadcast = sent.slot.is_none() && !sent.lookups.is_empty();
+        };
+        let by_asked = match sent.target {
+            Target::Peer(slot) => Some(slot).filter(is_at),
+            _ => None,
+        };
+        let is_broadcast = sent.target == Target::Broadcast;
         let interface = arrival.path.interface;
         self.note_heard_on(now, interface, is_broadcast.then_some(took));
         let slot = by_asked.or_else(|| self.place(now, arrival.from));
@@ -240,8 +241,7 @@ impl Discovery {
                 *is_answered = true;
             }
         }
-        // A greeting went to one address, which need not be in the table.
-        let is_unicast = by_asked.is_some() || sent.slot.is_none() && sent.lookups.is_empty();
+        let is_unicast = by_asked.is_some() || sent.target == Target::Address;
         if let Some(slot) = slot.filter(|_| is_unicast) {
             returned |= self.peers.set_live(slot);
         }
@@ -361,21 +361,21 @@ impl Discovery {
         slot
     }
 
-    /// A configured address turned out to be our own.
-    fn note_myself(&mut self, now: Instant, slot: Option<usize>, actions: &mut Vec<Action>) {
+    /// We hear an ask of our own: a broadcast, or the address that it went to is ours.
+    fn note_echo(&mut self, now: Instant, id: u32, actions: &mut Vec<Action>) {
         self.counters.echoes += 1;
-        let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) else {
+        let Some(Target::Peer(slot)) = self.asks.get(id).map(|sent| sent.target) else {
             return;
         };
-        peer.is_myself = true;
-        peer.queue.clear();
-        peer.waves.clear();
-        let mut waited = Vec::new();
-        for (&id, lookup) in &mut self.lookups {
-            if slot.is_some_and(|slot| lookup.take_answer(slot, false)) {
-                waited.push(id);
-            }
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.is_myself = true;
+            peer.queue.clear();
+            peer.waves.clear();
         }
+        let waits = self.lookups.iter_mut();
+        let waited: Vec<LookupId> = waits
+            .filter_map(|(&id, lookup)| lookup.give_up_on_myself(slot).then_some(id))
+            .collect();
         for id in waited {
             self.check(now, id, actions);
         }

@@ -110,6 +110,14 @@ impl Lookup {
         was_waited_for
     }
 
+    /// `slot` is this machine itself. True if it was waited for.
+    pub(super) fn give_up_on_myself(&mut self, slot: usize) -> bool {
+        let was_waited_for = self.waiting.contains(slot);
+        self.unanswered.remove(slot);
+        self.waiting.remove(slot);
+        was_waited_for
+    }
+
     /// Names a holder; false if it was named, or there are enough.
     pub(super) fn add_candidate(&mut self, peer: PeerAddr) -> bool {
         let is_new = self.candidates.len() < MAX_CANDIDATES && !self.candidates.contains(&peer);

@@ -19,8 +19,8 @@ const HASHES_PER_WINDOW: u32 = 4_000;
 /// Of these, what sources may take that are no live peers.
 const OTHERS_PER_WINDOW: u32 = HASHES_PER_WINDOW / 2;
 
-/// An ask of so many hashes is a short one.
-const SHORT_ASK: u32 = 8;
+/// An ask of so many hashes is a short one: what the 25 connections of a Nix want at once.
+const SHORT_ASK: u32 = 28;
 
 /// Sources that are counted one by one.
 const MAX_SOURCES: usize = 4_096;

@@ -1,15 +1,15 @@
 //! A set of slots of the peer table, in place.
 
-/// Peers that the table holds at most.
-pub(super) const MAX_PEERS: usize = 1_024;
+/// Slots of the table.
+pub(super) const MAX_SLOTS: usize = 1_536;
 
-/// A set of numbers below [`MAX_PEERS`], in 128 bytes.
+/// A set of numbers below [`MAX_SLOTS`], in 192 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slots([u64; MAX_PEERS / 64]);
+pub(super) struct Slots([u64; MAX_SLOTS / 64]);
 
 impl Default for Slots {
     fn default() -> Self {
-        Self([0; MAX_PEERS / 64])
+        Self([0; MAX_SLOTS / 64])
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_a_set(numbers in proptest::collection::vec((0..MAX_PEERS, any::<bool>()), 0..200)) {
+        fn is_a_set(numbers in proptest::collection::vec((0..MAX_SLOTS, any::<bool>()), 0..200)) {
             let mut slots = Slots::default();
             let mut set = BTreeSet::new();
             for (number, insert) in numbers {

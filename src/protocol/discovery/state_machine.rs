@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Action, Counters, End, Link, LookupId, Outcome, PeerInfo, PersistedState, Scope,
-    asks::Asks,
+    asks::{Asks, Target},
     burst::Burst,
     delayed_answers::DelayedAnswers,
     ids::Ids,
@@ -394,6 +394,8 @@ impl Discovery {
         self.busy = self.busy.minus(&gone);
         for (_, peer) in self.peers.iter_mut() {
             let is_recent = |at: Instant| now.saturating_duration_since(at) < HOUR;
+            // Another machine may have that address now.
+            peer.is_myself = false;
             // What our own networks did says nothing about peers.
             if is_change || peer.is_configured || peer.heard.is_some_and(is_recent) {
                 peer.is_silent = false;
@@ -615,7 +617,7 @@ impl Discovery {
         peer.last_ask = Some((id, now, false));
         let to = peer.address;
         let packet = self.encode(id, sender, live, false, &ids);
-        self.asks.insert(now, id, Some(slot), ids);
+        self.asks.insert(now, id, Target::Peer(slot), ids);
         self.counters.asks_sent += 1;
         actions.push(Action::Send { to, packet });
     }
@@ -646,7 +648,8 @@ impl Discovery {
         }
         let id = self.ids.draw();
         let packet = self.encode(id, self.sender(), self.live_peers(), false, &[]);
-        self.asks.insert(now, id, self.peers.find(to), Vec::new());
+        let target = self.peers.find(to).map_or(Target::Address, Target::Peer);
+        self.asks.insert(now, id, target, Vec::new());
         self.counters.asks_sent += 1;
         actions.push(Action::Send { to, packet });
     }
@@ -680,7 +683,7 @@ impl Discovery {
             open.collect()
         };
         let packet = self.encode(id, self.sender(), live, false, &lookups);
-        self.asks.insert(now, id, None, lookups);
+        self.asks.insert(now, id, Target::Discovery, lookups);
         self.counters.discoveries += 1;
         let scope = Scope::Everywhere;
         actions.push(Action::Broadcast { packet, scope });
@@ -754,7 +757,8 @@ impl Discovery {
             }
             let id = self.ids.draw();
             let packet = self.encode(id, self.sender(), live, true, &ask.lookups);
-            self.asks.insert(now, id, None, ask.lookups.clone());
+            self.asks
+                .insert(now, id, Target::Broadcast, ask.lookups.clone());
             for &interface in &interfaces {
                 self.counters.broadcasts_sent += 1;
                 let (packet, scope) = (packet.clone(), Scope::Interface(interface));
@@ -917,7 +921,7 @@ impl Discovery {
         let request = self.ids.draw();
         let (packet, hash) = (request, lookup.hash);
         let packet = Datagram::Request { id: packet, hash }.encode();
-        self.asks.insert(now, request, None, vec![id]);
+        self.asks.insert(now, request, Target::Old, vec![id]);
         let scopes = if is_everywhere {
             vec![Scope::Ipv4]
         } else {

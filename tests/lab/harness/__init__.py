@@ -13,6 +13,7 @@ network, and all of it dies with the process that made it (see `sandbox`).
 | `peerix` | the daemon on a host: install, configure, watch |
 | `nixos` | what the NixOS module makes of a configuration, and a host that has it |
 | `lan` | the bridge, the hosts on it, and what went over it |
+| `link` | a link with delay, loss and cuts, in the place of a host's cable |
 | `wire` | the UDP datagrams, written from docs/protocol.md and not from the daemon's code |
 | `http` | a small HTTP client whose sockets live in a host's network |
 | `prober` | asking again and again while something else happens |

@@ -74,7 +74,7 @@ class LabCase(unittest.TestCase):
         asker = next(other for other in self.lab.hosts if other is not host)
         answer = wire.ask(asker, host.address, path.hash, bound=5)
         self.assertIsNotNone(answer, f"{host.name} did not answer for {path.name}")
-        self.assertEqual(answer[0], wire.RESPONSE)
+        self.assertEqual(answer.state, wire.PRESENT)
         self.assertEqual(http.get(asker, f"/local/{path.hash}.narinfo", host.address).status, 200)
 
     def pull(self, host, path, bound=180):

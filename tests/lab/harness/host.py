@@ -55,7 +55,7 @@ class Host:
         self.root = self._directory / "root"
         self.log = self._directory / "console.log"
         self._groups = []
-        self._namespace = None
+        self.namespace = None
         self._process = None
         self.pid = None
 
@@ -80,7 +80,7 @@ class Host:
         self.write("/etc/systemd/journald.conf.d/lab.conf",
                    "[Journal]\nRateLimitIntervalSec=0\nStorage=volatile\n")
         subprocess.run(["ip", "netns", "add", self.name], check=True)
-        self._namespace = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        self.namespace = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         self.ip("link set lo up")
         if self.spec.peerix:
             self.peerix.put_files()
@@ -142,9 +142,9 @@ class Host:
             self._give_back()
 
     def _give_back(self):
-        if self._namespace is not None:
-            os.close(self._namespace)
-            self._namespace = None
+        if self.namespace is not None:
+            os.close(self.namespace)
+            self.namespace = None
             subprocess.run(["ip", "netns", "delete", self.name], check=False)
         sandbox.unmount_lazily(self.root)
         sandbox.unmount_lazily(self._directory)
@@ -213,7 +213,7 @@ class Host:
 
     def network(self):
         """A context in which this thread's new sockets are sockets of this host."""
-        return sandbox.network_of(self._namespace)
+        return sandbox.network_of(self.namespace)
 
     def tcp(self, address, port, bound=5.0):
         """A TCP connection made by this host."""

@@ -63,26 +63,38 @@ class Request:
 
 
 @dataclass
-class Machine:
-    """One of the machines it plays: where, what it has, what it does with a request for the NAR."""
-    address: str
+class Item:
+    """A path that a machine says it has: its narinfo, its NAR, and what it does when asked for either.
+
+    narinfo is the text, or a function of the connection that answers; behave is one of a `Request`.
+    Both may be changed while the machine answers.
+    """
     path: object
-    narinfo: bytes
-    nar: bytes
-    behave: object
+    narinfo: object
+    nar: bytes = b""
+    behave: object = None
+
+
+@dataclass
+class Machine:
+    """One of the machines it plays: where it is, what it says it has, and what it was asked for."""
+    address: str
+    items: list
     asked: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.by_hash = {item.path.hash: item for item in self.items}
 
 
 class Hostile:
     """All of them. A context manager: they answer within it.
 
-    `machines` are of `Machine`; each answers for its own path and no other.
+    `machines` are of `Machine`; each answers for its own paths and no others.
     """
 
     def __init__(self, host, machines):
         self._host = host
         self._machines = machines
-        self._by_hash = {machine.path.hash: machine for machine in machines}
         self._stopping = threading.Event()
         self._threads = []
         self._listeners = []
@@ -92,14 +104,17 @@ class Hostile:
         for machine in self._machines:
             self._host.ip(f"address add {machine.address}/24 dev lan0")
         with self._host.network():
-            # Broadcasts reach only who listens on no address in particular.
-            self._ears = self._udp("0.0.0.0")
+            # Broadcasts reach only who listens on no address in particular, all else who listens on its own.
+            ears = self._udp("0.0.0.0")
             self._mouths = {machine.address: self._udp(machine.address) for machine in self._machines}
+            self._sockets = [ears, *self._mouths.values()]
             for machine in self._machines:
                 listener = socket.create_server((machine.address, PORT), backlog=128)
                 self._listeners.append(listener)
                 self._start(self._accept, listener, machine)
-        self._start(self._hear)
+        self._start(self._hear, ears, self._machines)
+        for machine in self._machines:
+            self._start(self._hear, self._mouths[machine.address], [machine])
         return self
 
     def __exit__(self, *_):
@@ -109,7 +124,7 @@ class Hostile:
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(5)
-        for sock in [*self._listeners, self._ears, *self._mouths.values()]:
+        for sock in [*self._listeners, *self._sockets]:
             sock.close()
         for machine in self._machines:
             self._host.ip(f"address delete {machine.address}/24 dev lan0")
@@ -126,28 +141,27 @@ class Hostile:
         sock.settimeout(0.1)
         return sock
 
-    def _hear(self):
+    def _hear(self, sock, machines):
+        """Answer what comes to a socket, each machine for itself."""
         while not self._stopping.is_set():
             try:
-                datagram, asker = self._ears.recvfrom(2048)
+                datagram, asker = sock.recvfrom(2048)
             except TimeoutError:
                 continue
             parsed = wire.parse(datagram)
             if parsed is None:
                 continue
             kind, number, rest = parsed
-            if kind == wire.REQUEST:
-                for machine in self._machines:
-                    if machine.path.hash == rest:
-                        path = f"local/{rest}.narinfo".encode()
-                        answer = struct.pack(">BII", wire.RESPONSE, number, PORT) + path
-                    else:
-                        answer = struct.pack(">BI", wire.ABSENT, number)
-                    self._mouths[machine.address].sendto(answer, asker)
-            elif kind == wire.HELLO:
-                for instance, machine in enumerate(self._machines, 1):
-                    answer = struct.pack(">BIQHHQ", wire.HERE, number, instance, 1, PORT, 1)
-                    self._mouths[machine.address].sendto(answer, asker)
+            for machine in machines:
+                said = None
+                if kind == wire.REQUEST and rest in machine.by_hash:
+                    said = wire.response(rest, number, PORT)
+                elif kind == wire.ASK:
+                    states = [wire.PRESENT if one in machine.by_hash else wire.ABSENT for one in rest.body]
+                    if any(states) or not rest.flags & wire.ONLY_IF_ANY:
+                        said = wire.answer(states, number, port=PORT, instance=self._machines.index(machine) + 1)
+                if said:
+                    self._mouths[machine.address].sendto(said, asker)
 
     def _accept(self, listener, machine):
         while not self._stopping.is_set():
@@ -159,34 +173,59 @@ class Hostile:
             self._start(self._serve, connection, machine)
 
     def _serve(self, connection, machine):
-        """One connection: the narinfo as it should be, the NAR as told; what fails ends it."""
+        """One connection: narinfos and NARs as their items say; what fails ends it."""
         try:
             with connection, contextlib.suppress(OSError):
                 while head := self._head(connection):
                     target = head.split(" ")[1]
                     machine.asked.append(target)
-                    if target.endswith(".narinfo"):
-                        length = f"Content-Length: {len(machine.narinfo)}"
-                        connection.sendall(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode() + machine.narinfo)
-                        continue
-                    if not target.endswith(".nar"):
-                        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-                        continue
-                    found = re.search(r"^range: bytes=(\d+)-", head, re.IGNORECASE | re.MULTILINE)
-                    if not machine.behave(Request(connection, machine.nar, int(found[1]) if found else 0)):
-                        return
+                    found = re.search(r"/([0-9a-z]{32})[^/]*\.(narinfo|nar)$", target)
+                    item = found and machine.by_hash.get(found[1])
+                    if item is None:
+                        connection.sendall(NOT_FOUND)
+                    elif found[2] == "narinfo":
+                        if callable(item.narinfo):
+                            if not item.narinfo(connection):
+                                return
+                        else:
+                            give_narinfo(connection, item.narinfo)
+                    else:
+                        first = re.search(r"^range: bytes=(\d+)-", head, re.IGNORECASE | re.MULTILINE)
+                        if not item.behave(Request(connection, item.nar, int(first[1]) if first else 0)):
+                            return
         finally:
             self._open.discard(connection)
 
     @staticmethod
     def _head(connection):
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
+        """The head of a request, whose body is read and forgotten; None when no more comes."""
+        data = b""
+        while b"\r\n\r\n" not in data:
             piece = connection.recv(4096)
             if not piece:
                 return None
-            head += piece
-        return head.decode()
+            data += piece
+        head, _, body = data.partition(b"\r\n\r\n")
+        head = head.decode()
+        length = re.search(r"^content-length: (\d+)", head, re.IGNORECASE | re.MULTILINE)
+        missing = (int(length[1]) if length else 0) - len(body)
+        while missing > 0 and (piece := connection.recv(min(missing, 65536))):
+            missing -= len(piece)
+        return head
+
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+def give_narinfo(connection, narinfo):
+    """200 and this text."""
+    connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(narinfo)}\r\n\r\n".encode() + narinfo)
+
+
+def no_narinfo(connection):
+    """404, after a yes over UDP."""
+    connection.sendall(NOT_FOUND)
+    return True
 
 
 # What it can do with a request for a NAR. True: the connection is fit for another request.
@@ -272,3 +311,41 @@ def headers(request):
     request.send(b"HTTP/1.1 200 OK\r\n")
     while True:
         request.send(b"X-Header: value\r\n" * 1000)
+
+
+def good(request):
+    """As an honest holder."""
+    right = request.right_head()
+    request.send(right)
+    return True
+
+
+def forbidden(request):
+    """It must not."""
+    request.head(0, "403 Forbidden")
+    return True
+
+
+def moved(request):
+    """It sends the asker elsewhere for a while."""
+    request.head(0, "307 Temporary Redirect", f"Location: http://{address(0)}:{PORT}{TRAP}")
+    return True
+
+
+def empty_body(request):
+    """A NAR of no bytes."""
+    request.head(0)
+    return True
+
+
+def reset_after_headers(request):
+    """The connection breaks before the first byte."""
+    request.right_head()
+    request.reset()
+
+
+def stall(request):
+    """Half of it, and then nothing."""
+    right = request.right_head()
+    request.send(right[:len(right) // 2])
+    request.say_nothing()

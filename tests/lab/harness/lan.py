@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 from .host import Host
+from .link import Link
 from .waiting import wait_until
 
 BRIDGE = "lan"
@@ -71,19 +72,20 @@ class Lab:
 
     # Cables
 
-    def plug(self, host, ipv4=True):
+    def plug(self, host, ipv4=True, mac=None):
         """Give the host its interface `lan0`, up, with its address and a default route.
 
-        Not `ipv4`: with the link-local IPv6 address that the kernel gives it, and nothing else.
+        Not `ipv4`: with the link-local IPv6 address that the kernel gives it, and nothing else. `mac`: that
+        of an earlier interface, which other hosts remember.
         """
         _ip(f"link add {port_of(host)} type veth peer name lan0 netns {host.name}")
         _ip(f"link set {port_of(host)} master {_bridge_of(host)} up")
+        if mac:
+            host.ip(f"link set lan0 address {mac}")
         if not ipv4:
             host.ip("link set lan0 up")
             return
-        host.ip(f"address add {host.address}/24 brd + dev lan0")
-        host.ip("link set lan0 up")
-        host.ip(f"route add default via {FAR_NET if host.spec.far else NET}.254")
+        _configure(host)
 
     def unplug(self, host):
         """Take the interface away, as a USB adapter that is pulled out."""
@@ -96,6 +98,31 @@ class Lab:
     def link_up(self, host):
         """Undo `link_down`."""
         _ip(f"link set {port_of(host)} master {_bridge_of(host)}")
+
+    @contextlib.contextmanager
+    def link(self, host, delay_ms=0.0, loss=0.0, seed=1):
+        """Join the host to the bridge by a `Link` within the block: the same interface, MAC and addresses."""
+        mac = host.shows("link show lan0")[0]["address"]
+        self.unplug(host)
+        link = Link(host.namespace, "lan0", port_of(host))
+        try:
+            link.set(delay_ms, loss, seed)
+            # No second of asking whether another host has the link-local address: nobody else has this MAC.
+            subprocess.run(["ip", "netns", "exec", host.name, "sh", "-c",
+                            "echo 0 > /proc/sys/net/ipv6/conf/lan0/accept_dad"], check=True)
+            host.ip(f"link set lan0 address {mac}")
+            _ip(f"link set {port_of(host)} master {_bridge_of(host)} up")
+            _configure(host)
+            # Of a new TAP nobody knows whether it has a carrier.
+            link.carrier(False)
+            link.carrier(True)
+            self.await_forwarding(host)
+            yield link
+        finally:
+            link.close()
+            wait_until(lambda: not host.shows("link show type tun"), 5, f"{host.name}: the link is gone")
+            self.plug(host, mac=mac)
+            self.await_forwarding(host)
 
     def await_forwarding(self, host):
         """Return when the host's interface is up for it and for the bridge, which both learn a moment later."""
@@ -143,6 +170,13 @@ def port_of(host):
 
 def _bridge_of(host):
     return FAR_BRIDGE if host.spec.far else BRIDGE
+
+
+def _configure(host):
+    """Address, up, and a default route."""
+    host.ip(f"address add {host.address}/24 brd + dev lan0")
+    host.ip("link set lan0 up")
+    host.ip(f"route add default via {FAR_NET if host.spec.far else NET}.254")
 
 
 def _add_router():

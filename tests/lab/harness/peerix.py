@@ -1,6 +1,7 @@
 """The daemon on a lab host: its files, its settings, and what can be seen of it from outside."""
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,15 @@ class Build:
         """nix.conf of a host whose only substituter is its own gateway."""
         return (f"sandbox = false\nexperimental-features = nix-command\n"
                 f"substituters = {GATEWAY}\ntrusted-public-keys = {self.public_key}\n")
+
+    def with_share_keys(self, toml):
+        """`toml` with the lab's key in `share.keys`, unless it says itself which keys these are."""
+        if re.search(r"^(share\.)?keys *=", toml, re.M):
+            return toml
+        line = f'keys = ["{self.public_key}"]\n'
+        if "[share]\n" in toml:
+            return toml.replace("[share]\n", "[share]\n" + line, 1)
+        return f"{toml}\n[share]\n{line}"
 
 
 def binary():
@@ -68,11 +78,8 @@ class Peerix:
         new.rename(path)
 
     def configure(self, toml):
-        """Write peerix.toml (None: remove it). Takes effect at the next start or reload."""
-        if toml is None:
-            self.host.path(CONFIG).unlink(missing_ok=True)
-        else:
-            self.host.write(CONFIG, toml)
+        """Write peerix.toml (None: as at first). Takes effect at the next start or reload."""
+        self.host.write(CONFIG, self.host.build.with_share_keys(toml or ""))
 
     def drop_in(self, unit, lines, name="lab"):
         """Add a drop-in to a unit and let systemd read it (None: remove it)."""
@@ -84,7 +91,7 @@ class Peerix:
         self.host.run("systemctl daemon-reload")
 
     def reset(self, toml=None):
-        """As after the installation: asleep, no memory of peers, no failed unit, `toml` as settings."""
+        """As after the installation: asleep, no memory of peers, no failed unit, `toml` and the lab's key as settings."""
         run = self.host.run
         run("systemctl stop peerix.socket peerix.service")
         run("systemctl reset-failed peerix.socket peerix.service", check=False)

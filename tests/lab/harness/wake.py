@@ -21,7 +21,7 @@ def wake_times(host, asker, store_hash, count):
             answer = wire.ask(asker, host.address, store_hash, bound=5, sock=sock)
             if answer is None:
                 raise AssertionError(f"{host.name} did not answer within 5 s")
-            times.append(answer[2])
+            times.append(answer.seconds)
     return times
 
 

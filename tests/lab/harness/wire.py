@@ -1,4 +1,4 @@
-"""The datagrams of port 12304, written from docs/protocol.md and from what the old peerix sends.
+"""The datagrams of port 12304, written from the specification and from what the old peerix sends.
 
 All numbers are big-endian. The tests compare bytes with these, never with the daemon's own code.
 
@@ -6,59 +6,166 @@ All numbers are big-endian. The tests compare bytes with these, never with the d
 |---|---|
 | request | `00`, id u32, store hash: 32 ASCII characters |
 | response | `01`, id u32, HTTP port u32, URL path |
-| absent | `02`, id u32 |
-| hello, here | `03` or `04`, id u32, instance u64, version u16, HTTP port u16, generation u64 |
+| ask | `02`, id u32, version u8, flags u8, HTTP port u16, instance u64, count u8, then count x 20 bytes: store hashes |
+| answer | `03`, id u32, version u8, flags u8, HTTP port u16, instance u64, count u8, then 2 bits a hash, the first ones highest |
 """
 
 import os
 import struct
 import time
+from dataclasses import dataclass
 
-REQUEST, RESPONSE, ABSENT, HELLO, HERE = range(5)
-HELLO_BYTES = 25
+PORT = 12304
+REQUEST, RESPONSE, ASK, ANSWER = range(4)
+ABSENT, PRESENT, ON_ITS_WAY, UNKNOWN = range(4)
+
+# Bit 0 of the flags of an ask: answer only if a state is not ABSENT.
+ONLY_IF_ANY = 1
+
+VERSION = 1
+MOST_HASHES = 56
+HASH_BYTES = 20
+INSTANCE = 0x1122334455667788
+
+NIX32 = "0123456789abcdfghijklmnpqrsvwxyz"
+HEADER = struct.Struct(">BIBBHQB")
+
+# An answer that does not come, or says UNKNOWN, is asked for again after so many seconds.
+REPEAT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Message:
+    """An ask or an answer. body: the hashes of an ask (text), the states of an answer."""
+    kind: int
+    number: int
+    version: int
+    flags: int
+    port: int
+    instance: int
+    body: tuple
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a question for one hash came to: its state, the whole answer, and the seconds from the last datagram sent."""
+    state: int
+    answer: Message
+    seconds: float
+
+
+def new_id():
+    """A random id."""
+    return int.from_bytes(os.urandom(4))
+
+
+def hash_bytes(store_hash):
+    """The 20 bytes that the 32 characters stand for: the last digit is the lowest."""
+    number = 0
+    for digit in store_hash:
+        number = number << 5 | NIX32.index(digit)
+    return number.to_bytes(HASH_BYTES, "little")
+
+
+def hash_text(data):
+    """The reverse."""
+    number = int.from_bytes(data, "little")
+    return "".join(NIX32[number >> 5 * place & 31] for place in reversed(range(32)))
 
 
 def request(store_hash, number=None):
-    """A question for a store hash; returns (id, datagram)."""
-    number = int.from_bytes(os.urandom(4)) if number is None else number
+    """A question of the old peerix; returns (id, datagram)."""
+    number = new_id() if number is None else number
     return number, struct.pack(">BI", REQUEST, number) + store_hash.encode()
 
 
-def hello(number=None, instance=0x1122334455667788, version=1, port=12304, generation=0):
-    """A hello; returns (id, datagram)."""
-    number = int.from_bytes(os.urandom(4)) if number is None else number
-    return number, struct.pack(">BIQHHQ", HELLO, number, instance, version, port, generation)
+def response(store_hash, number, port=PORT):
+    """The old peerix's answer for a path that is there."""
+    return struct.pack(">BII", RESPONSE, number, port) + f"local/{store_hash}.narinfo".encode()
+
+
+def question(hashes, number=None, flags=0, port=PORT, instance=INSTANCE):
+    """An ask for store hashes (none: who is there?); returns (id, datagram)."""
+    number = new_id() if number is None else number
+    head = HEADER.pack(ASK, number, VERSION, flags, port, instance, len(hashes))
+    return number, head + b"".join(map(hash_bytes, hashes))
+
+
+def answer(states, number, flags=0, port=PORT, instance=INSTANCE):
+    """An answer with these states."""
+    packed = bytearray((len(states) + 3) // 4)
+    for place, state in enumerate(states):
+        packed[place // 4] |= state << 6 - 2 * (place % 4)
+    return HEADER.pack(ANSWER, number, VERSION, flags, port, instance, len(states)) + bytes(packed)
 
 
 def parse(datagram):
-    """(type, id, rest) of a datagram of ours; None when it is too short."""
+    """(type, id, rest) of a datagram, rest as the type has it; None when it is cut or of another type."""
     if len(datagram) < 5:
         return None
     kind, number = struct.unpack(">BI", datagram[:5])
     rest = datagram[5:]
-    if kind == RESPONSE:
-        rest = (struct.unpack(">I", rest[:4])[0], rest[4:].decode())
-    elif kind == REQUEST:
-        rest = rest.decode(errors="replace")
-    return kind, number, rest
+    if kind == REQUEST:
+        return kind, number, rest.decode(errors="replace")
+    if kind == RESPONSE and len(rest) >= 4:
+        return kind, number, (struct.unpack(">I", rest[:4])[0], rest[4:].decode(errors="replace"))
+    if kind not in (ASK, ANSWER) or len(datagram) < HEADER.size:
+        return None
+    _, _, version, flags, port, instance, count = HEADER.unpack(datagram[:HEADER.size])
+    rest = datagram[HEADER.size:]
+    if kind == ASK:
+        if count > MOST_HASHES or len(rest) < HASH_BYTES * count:
+            return None
+        body = tuple(hash_text(rest[HASH_BYTES * place:HASH_BYTES * (place + 1)]) for place in range(count))
+    else:
+        if len(rest) < (count + 3) // 4:
+            return None
+        body = tuple(rest[place // 4] >> 6 - 2 * (place % 4) & 3 for place in range(count))
+    return kind, number, Message(kind, number, version, flags, port, instance, body)
 
 
 def ask(host, target, store_hash, bound=2.0, sock=None):
-    """Ask `target` (an address) for a hash from `host`.
+    """Ask `target` (an address) from `host` for one hash, as a peer does: again until the answer is a state.
 
-    Returns (type, rest, seconds) of its answer, or None when none came within `bound` seconds.
+    Returns a `Reply`, or None when none came within `bound` seconds.
     """
     sock = sock or host.udp(bound=bound)
+    end = time.perf_counter() + bound
+    while time.perf_counter() < end:
+        number, datagram = question([store_hash])
+        sent = time.perf_counter()
+        sock.sendto(datagram, (target, PORT))
+        # A host that sleeps keeps the first one: only an answer that says nothing is a reason to hurry.
+        while (left := end - time.perf_counter()) > 0:
+            sock.settimeout(left)
+            try:
+                said, (source, _) = sock.recvfrom(2048)
+            except TimeoutError:
+                return None
+            parsed = parse(said)
+            if source != target or not parsed or parsed[:2] != (ANSWER, number) or len(parsed[2].body) != 1:
+                continue
+            state, = parsed[2].body
+            if state != UNKNOWN:
+                return Reply(state, parsed[2], time.perf_counter() - sent)
+            time.sleep(min(REPEAT_SECONDS, max(0, end - time.perf_counter())))
+            break
+    return None
+
+
+def ask_as_old(host, target, store_hash, bound=2.0, sock=None):
+    """Ask as the old peerix does; returns the (port, URL path) of its response, None when none came."""
+    sock = sock or host.udp(bound=bound)
     number, datagram = request(store_hash)
-    started = time.perf_counter()
-    sock.sendto(datagram, (target, 12304))
-    while (left := bound - (time.perf_counter() - started)) > 0:
+    end = time.perf_counter() + bound
+    sock.sendto(datagram, (target, PORT))
+    while (left := end - time.perf_counter()) > 0:
         sock.settimeout(left)
         try:
-            answer, (source, _) = sock.recvfrom(2048)
+            said, (source, _) = sock.recvfrom(2048)
         except TimeoutError:
             return None
-        parsed = parse(answer)
-        if source == target and parsed and parsed[1] == number and parsed[0] in (RESPONSE, ABSENT):
-            return parsed[0], parsed[2], time.perf_counter() - started
+        parsed = parse(said)
+        if source == target and parsed and parsed[:2] == (RESPONSE, number):
+            return parsed[2]
     return None
