@@ -238,8 +238,9 @@ pub(super) struct State {
     suspension: Suspension,
     lookups: HashMap<LookupId, mpsc::Sender<Event>>,
     actions: Vec<Action>,
-    /// Why the last broadcast on an interface was not sent, by the interface's name.
-    unsent: BTreeMap<String, String>,
+    /// Why the last broadcast on an interface was not sent, by the interface's name and how it
+    /// was sent: often a firewall refuses one way alone.
+    unsent: BTreeMap<(String, &'static str), String>,
     is_closed: bool,
 }
 
@@ -412,19 +413,20 @@ impl Shared {
         let sent = socket.broadcast(network, port, packet);
         let fault = self.count(&sent);
         let name = state.networks.name_of(network.interface());
+        let how = match network {
+            Network::Broadcast { .. } => "IPv4 broadcast",
+            Network::Link { .. } => "IPv6 multicast",
+        };
         match sent {
             Ok(()) => {
-                state.unsent.remove(&name);
+                state.unsent.remove(&(name, how));
             }
             Err(error) if fault != Some(Fault::Full) => {
-                let is_new = state
-                    .unsent
-                    .insert(name.clone(), error.to_string())
-                    .is_none();
-                if is_new {
+                let before = state.unsent.insert((name.clone(), how), error.to_string());
+                if before.is_none() {
                     log::warn!(
                         interface = name.as_str(), reason:% = error;
-                        "cannot ask for paths on {name}: {error}; a firewall or VPN of this machine may refuse broadcasts"
+                        "cannot ask for paths on {name} by {how}: {error}; a firewall or VPN of this machine may refuse it"
                     );
                 }
             }
@@ -459,7 +461,7 @@ impl State {
         let is_new = self.networks.refresh(Instant::now(), suspect, allow);
         if let Some(is_new) = is_new {
             let names = self.networks.names();
-            self.unsent.retain(|name, _| names.contains(name));
+            self.unsent.retain(|(name, _), _| names.contains(name));
             self.core.set_links(self.networks.links(), is_new);
         }
         is_new.is_some()
@@ -467,7 +469,8 @@ impl State {
 
     fn warnings(&self) -> Vec<String> {
         let unsent = self.unsent.iter();
-        let unsent = unsent.map(|(name, why)| format!("cannot ask for paths on {name}: {why}"));
+        let unsent = unsent
+            .map(|((name, how), why)| format!("cannot ask for paths on {name} by {how}: {why}"));
         let broadcast = self.config.discovery.broadcast;
         let no_network = self.networks.warning().filter(|_| broadcast);
         no_network.into_iter().chain(unsent).collect()
