@@ -842,33 +842,37 @@ fn a_host_that_cannot_ask_says_why_and_one_that_is_alone_does_not() {
     assert_eq!(host.warnings(), "", "it can ask now");
     drop(host);
 
-    // A firewall that refuses: in iproute2's own words, a route that does.
-    a.ip("route add prohibit 10.77.0.255/32 table 7");
-    a.ip("rule add to 10.77.0.255/32 lookup 7 priority 10");
-    a.ip("rule add lookup local priority 20");
-    a.ip("rule del priority 0");
-    refused(&a, "EACCES", "Permission denied");
-    a.ip("rule add lookup local priority 0");
-    a.ip("rule del priority 10");
+    a.ip("addr add fe80::1/64 dev lan0 nodad");
+    // As the kill switch of a VPN does.
+    a.ip("xfrm policy add dst 10.77.0.255/32 dir out action block");
+    refused(&a, "IPv4 broadcast");
+    a.ip("xfrm policy add dst ff02::1/128 dir out action block");
+    refused(&a, "IPv6 multicast");
+    a.ip("xfrm policy flush");
+    let mut host = Host::start(&a, "[::]", "");
+    host.lookup(1);
+    assert_eq!(host.warnings(), "", "nothing refuses any more");
+    drop(host);
     let refuse = "table inet kill { chain out { type filter hook output priority 0; \
                   udp dport 12304 drop; }; }";
     let nft = Command::new("ip")
         .args(["netns", "exec", &a.0, "nft", refuse])
         .status();
     if nft.is_ok_and(|status| status.success()) {
-        refused(&a, "EPERM", "Operation not permitted");
+        refused(&a, "IPv4 broadcast");
     } else {
         println!("skipped: a firewall that refuses broadcasts (no `nft`)");
     }
 }
 
 /// A lookup of a host in `namespace`, which is refused there.
-fn refused(namespace: &Namespace, errno: &str, text: &str) {
+fn refused(namespace: &Namespace, how: &str) {
     let mut host = Host::start(namespace, "[::]", "");
     assert_eq!(host.lookup(1).holders, BTreeSet::new());
     let warnings = host.warnings();
-    let expected = format!("cannot ask for paths on lan0 by IPv4 broadcast: {text}");
-    assert!(warnings.contains(&expected), "{errno}: {warnings}");
+    let expected =
+        format!("cannot ask for paths on lan0 by {how}: Operation not permitted (os error 1)");
+    assert!(warnings.contains(&expected), "{warnings}");
 }
 
 #[test]
@@ -903,8 +907,9 @@ fn the_cost_of_a_lookup_does_not_grow_with_interfaces_where_nobody_was_heard() {
     let mut holder = Host::start(&b, "[::]", "");
     holder.hold(1);
     let mut asker = Host::start(&a, "[::]", "");
-    let first = asker.lookup(1);
-    assert_eq!(first.holders, addresses(&["10.77.0.2"]));
+    // A busy machine may not send all of it within what a burst may wait.
+    let is_found = |_| asker.lookup(1).holders == addresses(&["10.77.0.2"]);
+    assert!((0..5).any(is_found));
     // The first three requests to old peers go to all networks.
     for number in 2..6 {
         asker.lookup(number);

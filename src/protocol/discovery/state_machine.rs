@@ -436,8 +436,10 @@ impl Discovery {
         if self.is_crowded(now) {
             self.draw_sample(now, &twins);
             for (slot, peer) in self.peers.iter() {
-                let is_reached = self.is_broadcast_to(peer.interface) && !peer.is_configured;
-                if takes_asks(slot, peer) && (!is_reached || self.sample.contains(slot)) {
+                // Those that are not live may be forged, as many as the table holds.
+                let is_reached = self.is_broadcast_to(peer.interface) || !peer.is_live;
+                let is_chosen = peer.is_configured || !is_reached || self.sample.contains(slot);
+                if takes_asks(slot, peer) && is_chosen {
                     chosen.insert(slot);
                 }
             }
