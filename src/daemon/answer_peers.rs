@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{sync::mpsc, time};
 
 use super::beat::{self, Beat};
 use crate::{
@@ -18,8 +18,11 @@ use crate::{
 /// Asks that are with the store at the same time.
 const AT_ONCE: usize = 64;
 
-/// An old peer waits 50 ms for an answer, and has no word for an undecided path.
-const OLD_PEER_WAITS: Duration = Duration::from_millis(45);
+/// An old peer asks once, and listens for 50 ms: so long the store may take to decide.
+const OLD_PEERS_WAIT: Duration = Duration::from_millis(45);
+
+/// Pause before the store is asked again for an old peer.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Answers until there are no more asks.
 pub(super) async fn answer(
@@ -41,7 +44,7 @@ pub(super) async fn answer(
         }
     });
     let beating = async {
-        let mut every = tokio::time::interval(beat::EVERY);
+        let mut every = time::interval(beat::EVERY);
         loop {
             every.tick().await;
             beat.beat();
@@ -61,14 +64,14 @@ async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
         return vec![PathState::Absent; hashes.len()];
     };
     let holdings = finder.holdings();
-    let store = &holdings.store;
-    let began = Instant::now();
+    let (store, began) = (&holdings.store, Instant::now());
     loop {
-        let states = store.which_shared(hashes.clone(), &holdings.share).await;
-        let is_decided = !states.contains(&PathState::Undecided);
-        if is_decided || request.is_repeated() || began.elapsed() >= OLD_PEER_WAITS {
+        let asked = store.which_shared(hashes.clone(), &holdings.share);
+        let states = asked.await;
+        let is_decided = request.is_repeated() || !states.contains(&PathState::Undecided);
+        if is_decided || began.elapsed() >= OLD_PEERS_WAIT {
             return states;
         }
-        sleep(Duration::from_millis(1)).await;
+        time::sleep(PAUSE).await;
     }
 }

@@ -121,9 +121,9 @@ pub struct PeerRequest {
 }
 
 impl PeerRequest {
-    /// Whether the peer asks again for what is undecided. Old peers do not.
+    /// Whether it is repeated when we cannot say yet; an old peer asks once.
     pub fn is_repeated(&self) -> bool {
-        !matches!(self.form, RequestForm::Old)
+        self.form != RequestForm::Old
     }
 }
 
