@@ -1,7 +1,10 @@
 """The daemon on a lab host: its files, its settings, and what can be seen of it from outside."""
 
+import functools
 import os
 import shutil
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +47,26 @@ def binary():
     return Path(target) / "release" / "peerix"
 
 
+def sharing_of(build, toml):
+    """Settings with `share.keys`: by default only what cache.nixos.org signed is shared."""
+    name = build.public_key.partition(":")[0]
+    if not name or not knows_share_keys(build.binary) or "\nkeys = " in toml or "share.keys" in toml:
+        return toml
+    if "[share]\n" in toml:
+        return toml.replace("[share]\n", f'[share]\nkeys = ["{name}"]\n')
+    return f'share.keys = ["{name}"]\n{toml}'
+
+
+@functools.cache
+def knows_share_keys(program):
+    """Whether this daemon has the setting `share.keys`."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write("share.keys = []\n")
+        file.flush()
+        checked = subprocess.run([program, "--check-config", "--config", file.name], capture_output=True)
+    return checked.returncode == 0
+
+
 class Peerix:
     """The daemon of one host."""
 
@@ -55,6 +78,7 @@ class Peerix:
     def put_files(self):
         """The binary and the shipped units, unchanged, where a package would put them."""
         self.put_binary(self.host.build.binary)
+        self.configure(None)
         units = self.host.path("/usr/lib/systemd/system")
         for unit in UNITS:
             shutil.copyfile(CHECKOUT / "systemd" / unit, units / unit)
@@ -68,11 +92,15 @@ class Peerix:
         new.rename(path)
 
     def configure(self, toml):
-        """Write peerix.toml (None: remove it). Takes effect at the next start or reload."""
-        if toml is None:
-            self.host.path(CONFIG).unlink(missing_ok=True)
-        else:
+        """Write peerix.toml: these settings, and that what the lab's key signed is shared.
+
+        Takes effect at the next start or reload.
+        """
+        toml = sharing_of(self.host.build, toml or "")
+        if toml:
             self.host.write(CONFIG, toml)
+        else:
+            self.host.path(CONFIG).unlink(missing_ok=True)
 
     def drop_in(self, unit, lines, name="lab"):
         """Add a drop-in to a unit and let systemd read it (None: remove it)."""
