@@ -59,8 +59,8 @@ let
       };
 
       discovery = {
-        timeout = key duration ''Longest wait for the answer of a peer that is awake. Default: "50ms".'';
-        wake-timeout = key duration ''Wait of the first lookups after a quiet minute, while sleeping neighbours start. Default: "500ms".'';
+        timeout = key duration ''Wait for peers that run the first peerix, which do not say what they do not have. Default: "50ms".'';
+        wake-timeout = key duration ''Longest wait for a peer that does not answer: it may be asleep. Default: "300ms".'';
         broadcast = key types.bool "Whether to ask by broadcast; otherwise only `discovery.peers` are asked. Default: true.";
         dns-sd = key types.bool "Whether to announce this machine by DNS-SD while it is awake, and to find others so. Default: true, if `broadcast` is.";
         peers = mkOption {
@@ -84,7 +84,8 @@ let
           defaultText = lib.literalExpression "config.services.peerix.share";
           description = "What neighbours may have; see `services.peerix.share`.";
         };
-        exclude = key names "Globs on names that stay here unless a trusted key signed the path.";
+        keys = key names ''Public keys whose signature lets a path leave this machine: "NAME:BASE64", or the "NAME" of a key that is trusted. Default: the key of cache.nixos.org.'';
+        exclude = key names "Globs on names that are not shared unless a key of `share.keys` signed the path.";
       };
 
       trust = {
@@ -108,7 +109,7 @@ let
         narinfo = key size ''Largest narinfo taken from a peer. Default: "64KiB".'';
         nar = key size ''Largest NAR taken from a peer. Default: "1TiB".'';
         stall = key duration ''How long a holder of a NAR may send nothing where another one can go on. Default: "1s".'';
-        stall-alone = key duration ''The same where no other holder is known. Default: "20s".'';
+        stall-alone = key duration ''The same where no other holder is known. Default: "2s".'';
       };
     };
   };
@@ -255,8 +256,8 @@ in
       type = types.nullOr shareRule;
       default = null;
       description = ''
-        What neighbours may have. `"signed"`: paths with a signature by a key that this machine's Nix
-        trusts. `"built"`: also what was built here, if all that it refers to is shared. `"all"`: every
+        What neighbours may have. `"signed"`: paths with a signature by a key of
+        `settings.share.keys`, by default that of cache.nixos.org. `"built"`: also what was built here, if all that it refers to is shared. `"all"`: every
         valid path, secrets in the store included. `"none"`: nothing. Default: `"built"` if
         there is a `privateKeyFile`, else `"signed"`.
       '';
@@ -418,9 +419,9 @@ in
       services.peerix: this configuration may be one for the Python peerix, which shared the whole store. Now
       ${
         if cfg.privateKeyFile == null then
-          "only paths signed by keys that this machine's Nix trusts are shared"
+          "only paths signed by a key of settings.share.keys are shared, by default what cache.nixos.org signed"
         else
-          "paths signed by keys that this machine's Nix trusts are shared, and what was built here"
+          "paths signed by a key of settings.share.keys are shared, by default what cache.nixos.org signed, and what was built here"
       }. To share every path, secrets in the store included: services.peerix.share = "all". To keep the
       new rule without this warning: services.peerix.share = "${
         if cfg.privateKeyFile == null then "signed" else "built"

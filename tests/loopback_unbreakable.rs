@@ -329,7 +329,8 @@ fn useless_peers() -> Vec<(&'static str, Peer)> {
                     Vec::new(),
                     vec![0xff; 1_400],
                     [&[1], &datagram[1..5], &[0xff; 40]].concat(),
-                    vec![2],
+                    [&[3], &datagram[1..5], &[0xff; 40]].concat(),
+                    vec![3],
                 ]
             },
             |_, stream| peer::hang(stream),

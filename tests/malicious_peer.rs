@@ -843,7 +843,7 @@ fn a_response_that_names_another_port_or_path() {
         let hostile = Peer::new(
             move |datagram, own| {
                 let port = port.unwrap_or(own.into());
-                if datagram[0] != 0 {
+                if peer::asked_hashes(datagram).is_empty() {
                     return peer::has_all(datagram, own);
                 }
                 vec![
@@ -897,7 +897,7 @@ fn replayed_datagrams() {
     assert_found(&daemon, item);
     gone.store(true, SeqCst);
     let recorded = recorded.lock().expect("answers").clone();
-    assert!(recorded.len() >= 2, "a here and a response");
+    assert!(!recorded.is_empty(), "the victim has answered");
 
     let asked = victim.asked().len();
     let socket = UdpSocket::bind("127.0.0.9:0").expect("UDP");

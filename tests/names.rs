@@ -48,7 +48,7 @@ fn a_peer_is_found_by_the_name_of_its_host_and_again_after_a_reload() {
 fn statics(daemon: &Daemon) -> Vec<String> {
     let status = daemon.status();
     let peers = status["peers"].as_array().expect("peers").clone();
-    let statics = peers.iter().filter(|peer| peer["static"] == true);
+    let statics = peers.iter().filter(|peer| peer["configured"] == true);
     let addresses = statics.filter_map(|peer| peer["address"].as_str());
     addresses.map(str::to_owned).collect()
 }

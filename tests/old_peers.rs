@@ -114,32 +114,24 @@ fn old_parse(text: &str) -> BTreeMap<String, String> {
     text.split('\n').map(pair).collect()
 }
 
-/// An old peer that wants a path: the answer that it takes, from whom.
-fn old_ask(daemon: SocketAddr, hash: &str) -> Option<(SocketAddr, u32, String)> {
+/// An old peer that wants paths: the one answer that it gets, from whom. Of the others it hears
+/// nothing, and no datagram of a type that it does not know.
+fn old_ask(daemon: SocketAddr, hashes: &[&str]) -> (SocketAddr, u32, String) {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
     socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let request = [&[0x00, 0xde, 0xad, 0xbe, 0xef], hash.as_bytes()].concat();
-    assert_eq!(request.len(), 37);
-    socket.send_to(&request, daemon).expect("send");
-    loop {
-        let mut buffer = [0; 1_024];
-        let (length, from) = socket.recv_from(&mut buffer).expect("a datagram");
-        let datagram = &buffer[..length];
-        match datagram[0] {
-            0x01 => {
-                assert_eq!(datagram[1..5], [0xde, 0xad, 0xbe, 0xef]);
-                let port = u32::from_be_bytes(datagram[5..9].try_into().expect("four bytes"));
-                return Some((
-                    from,
-                    port,
-                    String::from_utf8(datagram[9..].to_vec()).expect("a path"),
-                ));
-            }
-            // To it an unknown type is nothing; here it ends the wait.
-            0x02 => return None,
-            _ => {}
-        }
+    for hash in hashes {
+        let request = [&[0x00, 0xde, 0xad, 0xbe, 0xef], hash.as_bytes()].concat();
+        assert_eq!(request.len(), 37);
+        socket.send_to(&request, daemon).expect("send");
     }
+    let mut buffer = [0; 1_024];
+    let (length, from) = socket.recv_from(&mut buffer).expect("a datagram");
+    let datagram = &buffer[..length];
+    assert_eq!(datagram[..5], [0x01, 0xde, 0xad, 0xbe, 0xef]);
+    assert!(2 * length <= 3 * 37, "{length} bytes for a request of 37");
+    let port = u32::from_be_bytes(datagram[5..9].try_into().expect("four bytes"));
+    let path = String::from_utf8(datagram[9..].to_vec()).expect("a path");
+    (from, port, path)
 }
 
 #[test]
@@ -195,7 +187,7 @@ fn our_request_is_what_an_old_peer_understands() {
         (requests[0].len(), &requests[0][5..]),
         (37, item.hash().as_bytes())
     );
-    // Whatever else is sent begins with a type that it does not know.
+    // All else that is sent begins with a type that it does not know.
     assert!(
         heard.iter().all(|datagram| datagram[0] != 0x01),
         "{heard:?}"
@@ -259,7 +251,7 @@ fn an_old_peer_gets_what_we_have() {
     let host = Host::new().holding(&[&base, &item, &source]);
     let daemon = host.start();
     for item in [&item, &base, &source] {
-        let (from, port, path) = old_ask(daemon.address(), &item.hash()).expect("present");
+        let (from, port, path) = old_ask(daemon.address(), &[&item.hash()]);
         assert_eq!(
             (from.port(), port),
             (daemon.address().port(), u32::from(daemon.address().port()))
@@ -307,8 +299,8 @@ fn what_we_do_not_have_is_nothing_to_an_old_peer() {
     let item = Item::signed("held", 500);
     let host = Host::new().holding(&[&item]);
     let daemon = host.start();
-    assert_eq!(old_ask(daemon.address(), &"0".repeat(32)), None);
-    assert!(old_ask(daemon.address(), &item.hash()).is_some());
+    let (_, _, path) = old_ask(daemon.address(), &[&"0".repeat(32), &item.hash()]);
+    assert_eq!(path, format!("local/{}.narinfo", item.hash()));
 }
 
 #[test]

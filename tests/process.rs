@@ -652,20 +652,19 @@ fn work_holds_off_the_idle_exit_and_looking_on_does_not() {
 
     let other = Host::new().with("idle.timeout = \"700ms\"");
     let (_manager, sockets, mut idle) = managed(&other);
-    let hello = [
-        &[3, 0, 0, 0, 1][..],
-        &[7; 8],
-        &[0, 1],
-        &[0x30, 0x10],
-        &[0; 8],
-    ]
-    .concat();
-    let here = [&[4][..], &hello[1..]].concat();
+    let who_is_there = peer::ask(1, 7, 12_304, &[]);
+    let answer = peer::answer(1, 7, 12_304, &[]);
     let began = Instant::now();
     let mut lived = Duration::ZERO;
     while began.elapsed() < Duration::from_secs(5) && idle.is_running() {
         lived = began.elapsed();
-        for datagram in [&hello[..], &here, &[2, 0, 0, 0, 1], b"\xffjunk", b""] {
+        for datagram in [
+            &who_is_there[..],
+            &answer,
+            &[2, 0, 0, 0, 1],
+            b"\xffjunk",
+            b"",
+        ] {
             socket.send_to(datagram, sockets.address()).expect("send");
         }
         for path in ["/", "/status", "/metrics", "/healthz"] {
@@ -917,13 +916,13 @@ fn several_listeners_of_both_families_are_served() {
     }
 }
 
-/// The instance in the first hello that a peer gets when loopback asks.
+/// The instance in the first ask that a peer gets when loopback asks.
 fn instance(daemon: &Daemon, peer: &Peer, before: usize) -> Vec<u8> {
     daemon.get(&format!("/{HASH}.narinfo"));
-    eventually("a hello", || {
+    eventually("an ask", || {
         let heard = peer.datagrams();
-        let hello = heard[before..].iter().find(|datagram| datagram[0] == 3)?;
-        Some(hello[5..13].to_vec())
+        let ask = heard[before..].iter().find(|datagram| datagram[0] == 2)?;
+        Some(ask[9..17].to_vec())
     })
 }
 
@@ -946,8 +945,8 @@ fn who_it_is_and_whom_it_knows_outlive_the_process() {
     let again = start();
     let known = &again.status()["peers"][0];
     assert_eq!(
-        (&known["address"], &known["has-answered"]),
-        (&peer.udp().to_string().into(), &true.into())
+        (&known["address"], &known["kind"]),
+        (&peer.udp().to_string().into(), &"new".into())
     );
     assert_eq!(instance(&again, &peer, peer.datagrams().len()), mine);
     assert_eq!(again.stop().0, Some(0));

@@ -128,7 +128,7 @@ impl Holder {
 /// It waits for digests as long as a busy machine may take for them.
 fn asker(peers: &[&Peer]) -> (Host, Daemon) {
     let host = Host::new()
-        .with("limits.stall = \"5s\"")
+        .with("limits.stall = \"5s\"\nlimits.stall-alone = \"20s\"")
         .with(&Peer::setting(peers));
     let daemon = host.start();
     (host, daemon)

@@ -1,10 +1,12 @@
-//! Promise 5: paths signed by keys that Nix already trusts are shared, and nothing else leaves the
+//! Promise 5: paths that a key of `share.keys` has signed are shared, and nothing else leaves the
 //! machine unless its owner says so. The narinfo, the NAR and the answer over UDP always agree.
 
 #[expect(dead_code, reason = "each test uses its part")]
 mod support;
 
 use std::net::UdpSocket;
+
+use peerix::protocol::{PathState, datagram::Datagram};
 
 use support::{
     PATIENCE,
@@ -101,32 +103,46 @@ impl Store {
                     assert!(answer.body == item.nar, "{path}");
                 }
             }
-            let heard = ask(daemon, item);
-            let right = if expected {
-                peer::present(&heard[1..5], daemon.address().port(), &item.hash())
-            } else {
-                [&[0x02], &heard[1..5]].concat()
-            };
-            assert_eq!(heard, right, "the answer over UDP for {}", item.path());
+            let heard = is_shared_over_udp(daemon, item);
+            assert_eq!(heard, expected, "the answer over UDP for {}", item.path());
         }
     }
 }
 
-/// What a daemon answers to an 0x00 for `item`.
-fn ask(daemon: &Daemon, item: &Item) -> Vec<u8> {
+/// Whether a daemon says to new and old peers that it shares `item`.
+fn is_shared_over_udp(daemon: &Daemon, item: &Item) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
     socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let request = [&[0x00, 0xca, 0xfe, 0xba, 0xbe], item.hash().as_bytes()].concat();
+    let id = 0xcafe_babe_u32;
+    let hash = item.hash();
+    let request = [&[0x00][..], &id.to_be_bytes(), hash.as_bytes()].concat();
     assert_eq!(request.len(), 37);
     socket.send_to(&request, daemon.address()).expect("send");
-    let mut buffer = [0; 200];
-    let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
-    assert_eq!(from, daemon.address());
-    buffer[..length].to_vec()
+    let ask = peer::ask(id, 1, 80, &[&hash]);
+    socket.send_to(&ask, daemon.address()).expect("send");
+    let (mut to_new, mut to_old) = (None, false);
+    while to_new.is_none() || to_new == Some(PathState::Present) && !to_old {
+        let mut buffer = [0; 200];
+        let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
+        assert_eq!(from, daemon.address());
+        match Datagram::parse(&buffer[..length]).expect("a datagram") {
+            Datagram::Answer(answer) if answer.states == [PathState::Undecided] => {
+                socket.send_to(&ask, daemon.address()).expect("send");
+            }
+            Datagram::Answer(answer) => to_new = Some(answer.states[0]),
+            _ => {
+                let right = peer::present(&id.to_be_bytes(), daemon.address().port(), &hash);
+                assert_eq!(buffer[..length], right);
+                to_old = true;
+            }
+        }
+    }
+    assert_eq!(to_old, to_new == Some(PathState::Present), "{hash}");
+    to_old
 }
 
 #[test]
-fn by_default_only_what_a_trusted_key_signed_is_shared() {
+fn by_default_only_what_a_key_of_share_keys_signed_is_shared() {
     let store = Store::new();
     let host = store.host("");
     let daemon = host.start();
@@ -160,6 +176,62 @@ fn with_a_signing_key_what_was_built_here_is_shared_and_signed() {
     let narinfo = daemon.get(&format!("/local/{}.narinfo", store.signed.hash()));
     assert_eq!(narinfo.text(), store.signed.peer_narinfo());
     daemon.log.line(&["signs with host-1"]);
+}
+
+#[test]
+fn what_a_key_signed_that_is_only_trusted_is_not_shared() {
+    let store = Store::new();
+    let trusting = format!(
+        "trust.public-keys = [{:?}]\n",
+        foreign_key().public_key().to_string()
+    );
+    let signed = [&store.signed, &store.signed_source, &store.signed_secret];
+    store.assert_shared(&store.host(&trusting).start(), &signed);
+
+    // The tests' key is only trusted then, and so is its name.
+    let default =
+        "share.keys = [\"cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=\"]";
+    store.assert_shared(&store.host(default).start(), &[]);
+
+    let bare = format!("{trusting}share.keys = [\"cache.foreign-1\"]");
+    store.assert_shared(&store.host(&bare).start(), &[&store.foreign]);
+
+    let unknown = store.host("share.keys = [\"cache.foreign-1\"]");
+    let daemon = unknown.start();
+    store.assert_shared(&daemon, &[]);
+    daemon.log.line(&["warn", "share.keys", "cache.foreign-1"]);
+}
+
+#[test]
+fn what_is_shared_carries_all_its_signatures() {
+    let item = Item::signed("hello", 500).sign(&foreign_key());
+    let host = Host::new().holding(&[&item]);
+    let daemon = host.start();
+    let narinfo = daemon.get(&format!("/local/{}.narinfo", item.hash()));
+    assert_eq!(narinfo.text(), item.peer_narinfo());
+    assert_eq!(narinfo.text().matches("Sig: ").count(), 2);
+}
+
+#[test]
+fn a_neighbour_takes_a_path_with_many_signatures() {
+    for others in [40, 999] {
+        let mut item = Item::unsigned("many", 500);
+        for number in 0..others {
+            item = item.sign(&key(&format!("stranger-{number}"), 50));
+        }
+        let item = item.sign(&trusted_key());
+        let holder = Host::new().holding(&[&item]);
+        let holding = holder.start();
+        let asker = Host::new().with(&format!(
+            "discovery.peers = [{:?}]\ndiscovery.wake-timeout = \"300ms\"\nlimits.narinfo = \"4MiB\"",
+            holding.address().to_string()
+        ));
+        let daemon = asker.start();
+        let narinfo = daemon.get(&format!("/{}.narinfo", item.hash()));
+        assert_eq!(narinfo.status, 200, "{others} others");
+        assert_eq!(narinfo.text().matches("Sig: ").count(), others + 1);
+        assert!(daemon.get(&format!("/v3/nar/{}", item.nar_name())).body == item.nar);
+    }
 }
 
 #[test]
@@ -333,7 +405,7 @@ fn a_row_without_files_or_of_another_size_is_never_a_wrong_nar() {
             item.path()
         );
     }
-    assert_eq!(ask(&daemon, &absent)[0], 0x02);
+    assert!(!is_shared_over_udp(&daemon, &absent));
     daemon.log.line(&["warn", "damaged"]);
     daemon.assert_well();
 }

@@ -46,7 +46,7 @@ pub struct Serve {
     /// TCP and UDP port, when systemd passes no sockets.
     #[arg(long, value_name = "N")]
     pub port: Option<u16>,
-    /// Longest wait for the answer of a peer that is awake, in milliseconds.
+    /// Wait for peers that run the first peerix, in milliseconds.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=5_000))]
     pub timeout: Option<u64>,
     /// Secret key to sign with, a file of `nix-store --generate-binary-cache-key`.

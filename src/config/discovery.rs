@@ -10,10 +10,10 @@ use super::{HostName, StaticPeer, units};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Discovery {
-    /// Longest wait for peers that are awake.
+    /// Wait for old peers, which do not say what they do not have.
     #[serde(with = "units::duration")]
     pub timeout: Duration,
-    /// Wait of the first lookups after a quiet minute, while neighbours wake up.
+    /// Longest wait for a peer that may be asleep.
     #[serde(with = "units::duration")]
     pub wake_timeout: Duration,
     /// Whether to send anything to all of a network at all.
@@ -32,7 +32,7 @@ impl Default for Discovery {
     fn default() -> Self {
         Self {
             timeout: Duration::from_millis(50),
-            wake_timeout: Duration::from_millis(500),
+            wake_timeout: Duration::from_millis(300),
             broadcast: true,
             dns_sd: true,
             peers: Vec::new(),

@@ -6,6 +6,7 @@ mod discovery;
 mod error;
 mod globs;
 mod host_name;
+mod share;
 mod static_peer;
 mod units;
 mod zoned_address;
@@ -23,6 +24,7 @@ pub use discovery::Discovery;
 pub use error::ConfigError;
 pub use globs::{GlobError, Globs};
 pub use host_name::{HostName, HostNameError};
+pub use share::{Share, ShareKey, SharePaths};
 pub use static_peer::{CacheHost, CacheUrl, PeerAddress, PeerName, StaticPeer, StaticPeerError};
 pub use units::{ByteSize, UnitError, parse_duration};
 pub use zoned_address::{ZonedAddress, ZonedAddressError};
@@ -139,61 +141,6 @@ impl Idle {
     }
 }
 
-/// What leaves this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SharePaths {
-    /// Paths that carry a signature by a key that this machine's Nix trusts.
-    Signed,
-    /// Also what was built here, if all that it refers to is shared; signed on the fly.
-    Built,
-    /// Every valid path.
-    All,
-    /// Nothing.
-    None,
-}
-
-/// `[share]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Share {
-    /// Which paths; without it `built` when there is a signing key, else `signed`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub paths: Option<SharePaths>,
-    /// Names that stay home unless a trusted key signed them.
-    pub exclude: Globs,
-}
-
-impl Share {
-    /// The rule in force, given whether there is a key to sign with.
-    pub fn rule(&self, has_signing_key: bool) -> SharePaths {
-        self.paths.unwrap_or(if has_signing_key {
-            SharePaths::Built
-        } else {
-            SharePaths::Signed
-        })
-    }
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        let exclude = globs(&[
-            "*.drv",
-            "nixos-system-*",
-            "etc",
-            "etc-*",
-            "unit-*",
-            "users-groups.json",
-            "initrd-*",
-            "*secret*",
-        ]);
-        Self {
-            paths: None,
-            exclude,
-        }
-    }
-}
-
 /// `[trust]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -296,7 +243,7 @@ impl Default for Limits {
             narinfo: ByteSize(64 << 10),
             nar: ByteSize(1 << 40),
             stall: Duration::from_secs(1),
-            stall_alone: Duration::from_secs(20),
+            stall_alone: Duration::from_secs(2),
         }
     }
 }

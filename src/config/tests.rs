@@ -159,7 +159,7 @@ fn an_error_names_key_line_and_what_would_be_right() {
         ),
         (
             "[limits]\nstall = \"30s\"",
-            &["limits.stall-alone = 20s", "4min"],
+            &["limits.stall-alone = 2s", "4min"],
         ),
         (
             "[discovery]\ntimeout = \"1s\"",

@@ -3,8 +3,8 @@
 //! Nothing here knows a format or a datagram. A task that ends unasked ends the daemon: a
 //! process that looks alive and does half its work is worse than one that is started again.
 
+mod answer_peers;
 mod beat;
-mod questions;
 mod running;
 mod saved;
 mod setup;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    finder::{Background, Memory, caches, inquiry, prefetch, summaries},
+    finder::{Background, Memory, background, caches, inquiry, prefetch},
     http::{
         App, Service, State,
         activity::Activity,
@@ -38,7 +38,6 @@ use crate::{
     system::{
         host_name,
         interfaces::{self, InterfaceAddress},
-        journal::chain,
         notify::{Notifier, watchdog_interval},
         sockets::Sockets,
         state_file::StateFile,
@@ -125,20 +124,16 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     let udp = udp_sockets(sockets.udp)?;
     let udp_port = udp.first().and_then(|socket| socket.local_addr().ok());
     let memory = Memory::default();
-    let (saved, salt, remembered) = match state_file.as_ref().and_then(saved::load) {
+    let (saved, remembered) = match state_file.as_ref().and_then(saved::load) {
         Some(earlier) => {
             let now = Instant::now();
-            memory.standing.restore(now, &earlier.bans);
-            memory.summaries.restore(now, earlier.summaries);
+            memory.health.restore(now, &earlier.bans);
             let saved = Some((earlier.discovery, earlier.asleep));
-            (saved, earlier.salt, earlier.named)
+            (saved, earlier.named)
         }
-        None => {
-            let salt = getrandom::u64().map_err(LanError::Random)?;
-            (None, salt, Vec::new())
-        }
+        None => (None, Vec::new()),
     };
-    let (asking, questions) = mpsc::channel(lan::MAX_QUESTIONS);
+    let (asking, requests) = mpsc::channel(lan::MAX_REQUESTS);
     let identity = lan::Identity { http_port, saved };
     let (lan, lan_task) = lan::open(udp, &config, identity, Box::new(interfaces), asking)?;
 
@@ -170,6 +165,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     naming.settle().await;
     let (inquiries, cases) = mpsc::channel(inquiry::MOST_WAITING);
     let (prefetches, errands) = mpsc::channel(prefetch::MOST_WAITING);
+    let (finder_tasks, unfinished) = mpsc::channel(background::MOST_WAITING);
     let notifier = Arc::new(notifier);
     let mut daemon = Running {
         options,
@@ -180,13 +176,13 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         background: Background {
             inquiries,
             prefetches,
+            tasks: finder_tasks,
         },
         lan,
         names,
         known_by_name,
         http_port,
         app,
-        salt,
         setup: None,
         trouble: None,
         status: String::new(),
@@ -205,16 +201,16 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     }
     let receiving = lan_task.run(lan_stop.clone());
     tasks.spawn(async move { Ok(receiving.await.map(|()| "discovery")?) });
-    let [questions_beat, supervision_beat] = [(); 2].map(|()| Arc::new(Beat::default()));
-    let answering = questions::answer(
-        questions,
+    let [answers_beat, supervision_beat] = [(); 2].map(|()| Arc::new(Beat::default()));
+    let answering = answer_peers::answer(
+        requests,
         daemon.lan.clone(),
         Arc::clone(&daemon.app),
-        Arc::clone(&questions_beat),
+        Arc::clone(&answers_beat),
     );
     tasks.spawn(async move {
         answering.await;
-        Ok("questions")
+        Ok("answers")
     });
     let stopped = stop.drain.clone();
     tasks.spawn(async move {
@@ -246,21 +242,16 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         }
         Ok("prefetch")
     });
-    let keeping = summaries::keep(
-        daemon.lan.clone(),
-        daemon.client.clone(),
-        daemon.memory.clone(),
-    );
     let stopped = stop.drain.clone();
     tasks.spawn(async move {
         tokio::select! {
-            () = keeping => {}
+            () = background::run(unfinished) => {}
             () = stopped.cancelled() => {}
         }
-        Ok("summaries")
+        Ok("requests in the background")
     });
     if let Some(every) = watchdog_interval() {
-        let beats = vec![questions_beat, Arc::clone(&supervision_beat)];
+        let beats = vec![answers_beat, Arc::clone(&supervision_beat)];
         let watching = watch::watch(
             every,
             addresses.clone(),
@@ -286,14 +277,8 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
 }
 
 /// What the host lists, as discovery wants it.
-fn interfaces() -> Vec<Interface> {
-    let listed = match interfaces::list() {
-        Ok(listed) => listed,
-        Err(error) => {
-            log::debug!("{}", chain(&error));
-            return Vec::new();
-        }
-    };
+fn interfaces() -> io::Result<Vec<Interface>> {
+    let listed = interfaces::list().map_err(io::Error::other)?;
     let discovered = |listed: InterfaceAddress| Interface {
         name: listed.name,
         index: listed.index,
@@ -305,10 +290,11 @@ fn interfaces() -> Vec<Interface> {
             && !listed.port,
         address: listed.ip,
         is_tentative: listed.tentative,
+        is_wireless: listed.wireless,
         prefix: listed.prefix_length,
         broadcast: listed.broadcast,
     };
-    listed.into_iter().map(discovered).collect()
+    Ok(listed.into_iter().map(discovered).collect())
 }
 
 fn listeners(sockets: Vec<TcpListener>) -> Result<Vec<tokio::net::TcpListener>, DaemonError> {

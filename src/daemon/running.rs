@@ -1,10 +1,6 @@
 //! The running daemon: puts configurations into force, watches over its tasks, stops.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use log::{error, info};
 use tokio::{
@@ -29,9 +25,6 @@ use crate::{
     system::{journal::chain, notify::Notifier, state_file::StateFile},
 };
 
-/// The store is asked for its generation, for peers; it must not hold up the supervision.
-const GENERATION_PATIENCE: Duration = Duration::from_millis(500);
-
 /// What supervision and reload need.
 pub(super) struct Running {
     pub(super) options: Options,
@@ -47,8 +40,6 @@ pub(super) struct Running {
     /// What that task has found.
     pub(super) known_by_name: watch::Receiver<Vec<SocketAddr>>,
     pub(super) app: Arc<App>,
-    /// Hides in our summaries by which rule we share; as old as our instance.
-    pub(super) salt: u64,
     /// What is in force; none while degraded from the start.
     pub(super) setup: Option<Arc<Setup>>,
     /// What is wrong, for STATUS=.
@@ -71,7 +62,7 @@ impl Running {
         let finder = Finder::new(
             self.lan.clone(),
             self.client.clone(),
-            setup.holdings(store, self.salt),
+            setup.holdings(store),
             setup.trust(),
             config.limits.clone(),
             self.memory.clone(),
@@ -81,6 +72,8 @@ impl Running {
         self.app.activity.set_timeout(idle);
         let caches = &self.memory.caches;
         caches.configure(config.store.dir.clone(), self.http_port);
+        // What was refused before may be signed by a key that is trusted now.
+        self.memory.health.clear_paths();
         self.app.replace(Service::new(config, State::Ready(finder)));
         self.app.set_trouble(None);
         self.setup = Some(Arc::new(setup));
@@ -152,14 +145,6 @@ impl Running {
         if let Some(setup) = self.setup.clone().filter(|setup| setup.nix_conf_changed()) {
             self.trust_anew(setup).await;
         }
-        let service = self.app.service();
-        if let Some(finder) = service.finder() {
-            let generation = finder.holdings().store.generation();
-            if let Ok(Ok(generation)) = tokio::time::timeout(GENERATION_PATIENCE, generation).await
-            {
-                self.lan.set_generation(generation);
-            }
-        }
         let status = self.status_line();
         if status != self.status {
             self.notifier.status(&status);
@@ -182,7 +167,7 @@ impl Running {
     /// Reads all files again. What is wrong is said, and the old configuration stays.
     async fn reload(&mut self) {
         self.notifier.reloading();
-        let forgiven = self.memory.standing.forgive(Instant::now());
+        let forgiven = self.memory.health.clear_all(Instant::now());
         self.memory.caches.forget();
         if forgiven > 0 {
             info!("{forgiven} bans of peers are forgotten, as always at a reload");
@@ -243,6 +228,9 @@ impl Running {
         if let Some(trouble) = store.filter(|status| !matches!(status, StoreStatus::Available)) {
             line += &format!("; nothing is held, the store is {trouble}");
         }
+        for warning in self.lan.warnings() {
+            line += &format!("; {warning}");
+        }
         if let Some(trouble) = &self.trouble {
             line += &format!("; {trouble}");
         }
@@ -289,7 +277,7 @@ impl Running {
         }
         if let Some(file) = &state_file {
             let named = self.known_by_name.borrow().clone();
-            saved::save(file, self.lan.save(), self.salt, &self.memory, named);
+            saved::save(file, self.lan.save(), &self.memory, named);
         }
         tasks.shutdown().await;
         match end {

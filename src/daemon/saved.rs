@@ -5,17 +5,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    finder::{Memory, standing::Ban},
-    protocol::{PeerAddr, discovery::Saved},
+    finder::{Memory, peer_health::Ban},
+    protocol::discovery::PersistedState,
     system::{journal::chain, state_file::StateFile},
 };
 
 /// Raised with every change that an older reader would misread.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Who is known by name is worth remembering for so long.
 const NAMED_FOR: Duration = Duration::from_secs(600);
@@ -26,43 +25,18 @@ const NAMED_FOR: Duration = Duration::from_secs(600);
 struct Content {
     version: u32,
     saved_at_unix: u64,
-    discovery: Saved,
-    salt: u64,
+    discovery: PersistedState,
     bans: Vec<Ban>,
-    summaries: Vec<SavedSummary>,
     named: Vec<SocketAddr>,
-}
-
-/// What a peer shares.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct SavedSummary {
-    peer: SocketAddr,
-    /// Until it is to be fetched anew.
-    seconds_left: u64,
-    /// As the peer sends it, in base64.
-    content: String,
-}
-
-impl SavedSummary {
-    fn after(self, asleep: Duration) -> Option<(PeerAddr, Duration, Vec<u8>)> {
-        let left = Duration::from_secs(self.seconds_left).checked_sub(asleep)?;
-        let peer = PeerAddr::new(self.peer).ok()?;
-        Some((peer, left, BASE64.decode(self.content.as_bytes()).ok()?))
-    }
 }
 
 /// The state of the last process.
 pub(super) struct Earlier {
-    pub(super) discovery: Saved,
-    /// Of the numbers of our rules.
-    pub(super) salt: u64,
+    pub(super) discovery: PersistedState,
     /// How long ago it ended.
     pub(super) asleep: Duration,
     /// Bans that have not run out since.
     pub(super) bans: Vec<Ban>,
-    /// Summaries that are still good: whose, for how long, and what they say.
-    pub(super) summaries: Vec<(PeerAddr, Duration, Vec<u8>)>,
     /// Peers that names stood for a moment ago.
     pub(super) named: Vec<SocketAddr>,
 }
@@ -79,9 +53,7 @@ pub(super) fn load(file: &StateFile) -> Option<Earlier> {
     let Content {
         saved_at_unix,
         discovery,
-        salt,
         bans,
-        summaries,
         mut named,
         ..
     } = decode(&bytes)?;
@@ -90,19 +62,13 @@ pub(super) fn load(file: &StateFile) -> Option<Earlier> {
         .into_iter()
         .filter_map(|ban| ban.after(asleep))
         .collect();
-    let summaries = summaries
-        .into_iter()
-        .filter_map(|summary| summary.after(asleep))
-        .collect();
     if asleep > NAMED_FOR {
         named.clear();
     }
     Some(Earlier {
         discovery,
-        salt,
         asleep,
         bans,
-        summaries,
         named,
     })
 }
@@ -110,26 +76,17 @@ pub(super) fn load(file: &StateFile) -> Option<Earlier> {
 /// Saves for the next process; without the file it starts from nothing.
 pub(super) fn save(
     file: &StateFile,
-    discovery: Saved,
-    salt: u64,
+    discovery: PersistedState,
     memory: &Memory,
     named: Vec<SocketAddr>,
 ) {
     let now = Instant::now();
-    let bans = memory.standing.bans(now);
-    let summaries = memory.summaries.save(now).into_iter();
-    let summaries = summaries.map(|(peer, left, bytes)| SavedSummary {
-        peer: peer.socket_addr(),
-        seconds_left: left.as_secs(),
-        content: BASE64.encode(&bytes),
-    });
+    let bans = memory.health.bans(now);
     let content = Content {
         version: VERSION,
         saved_at_unix: unix_now(),
         discovery,
-        salt,
         bans,
-        summaries: summaries.collect(),
         named,
     };
     let written = match serde_json::to_vec(&content) {
@@ -165,17 +122,11 @@ mod tests {
         let content = Content {
             version: VERSION,
             saved_at_unix: 1,
-            discovery: Saved {
+            discovery: PersistedState {
                 instance: 7,
                 peers: Vec::new(),
             },
-            salt: 8,
             bans: Vec::new(),
-            summaries: vec![SavedSummary {
-                peer: "192.168.1.7:12304".parse().expect("address"),
-                seconds_left: 9,
-                content: BASE64.encode(b"content"),
-            }],
             named: Vec::new(),
         };
         let bytes = serde_json::to_vec(&content).expect("serializable");
@@ -183,11 +134,6 @@ mod tests {
             decode(&bytes).expect("as saved").discovery,
             content.discovery
         );
-        let summary = decode(&bytes).expect("as saved").summaries.remove(0);
-        assert_eq!(summary, content.summaries[0]);
-        assert_eq!(summary.clone().after(Duration::from_secs(10)), None);
-        let (_, left, bytes_of_it) = summary.after(Duration::from_secs(4)).expect("good");
-        assert_eq!((left.as_secs(), &bytes_of_it[..]), (5, &b"content"[..]));
         for end in 0..bytes.len() {
             assert!(decode(&bytes[..end]).is_none(), "cut at {end}");
         }

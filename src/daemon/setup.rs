@@ -12,7 +12,7 @@ use std::{
 use crate::{
     config::{Config, ConfigError},
     finder::{Holdings, acceptance::Trust},
-    format::{SecretKey, TrustedKeys},
+    format::{PublicKey, SecretKey},
     store::{LocalStore, OpenError, SharePolicy},
     system::{
         ReadError, config_file,
@@ -160,40 +160,41 @@ impl Setup {
         self.keys.iter().map(SecretKey::name)
     }
 
-    fn trusted_keys(&self) -> TrustedKeys {
-        let own = self.config.trust.public_keys.iter();
-        self.nix_conf
-            .trust
-            .public_keys
-            .iter()
-            .chain(own)
-            .cloned()
-            .collect()
+    /// Those of nix.conf, and those of `trust.public-keys`.
+    pub(super) fn trusted_keys(&self) -> Vec<PublicKey> {
+        let own = &self.config.trust.public_keys;
+        [&self.nix_conf.trust.public_keys[..], own].concat()
     }
 
     /// Whose narinfos we pass on to Nix.
     pub(super) fn trust(&self) -> Trust {
         Trust {
             store_dir: self.config.store.dir.clone(),
-            keys: self.trusted_keys(),
+            keys: self.trusted_keys().into_iter().collect(),
             require_sigs: self.nix_conf.trust.require_sigs,
             nar_limit: self.config.limits.nar.bytes(),
         }
     }
 
-    /// What of `store` we share; the secret `salt` hides the rule in its number.
-    pub(super) fn holdings(&self, store: LocalStore, salt: u64) -> Holdings {
+    /// What of `store` we share.
+    pub(super) fn holdings(&self, store: LocalStore) -> Holdings {
         let config = &self.config;
+        let trusted = self.trusted_keys();
+        for name in config.share.unknown_names(&trusted) {
+            log::warn!(
+                "share.keys has `{name}`, and no trusted key has this name: what it signed is not shared; \
+                 right would be NAME:BASE64, or the name of a key in trusted-public-keys or trust.public-keys"
+            );
+        }
         let share = SharePolicy::new(
             config.store.dir.clone(),
             config.share.rule(!self.keys.is_empty()),
             config.share.exclude.clone(),
-            self.trusted_keys(),
+            config.share.resolve_keys(&trusted).into_iter().collect(),
             self.keys.clone(),
         );
         Holdings {
             store,
-            rule: share.number(salt),
             share: Arc::new(share),
         }
     }

@@ -19,9 +19,9 @@ use tokio::time::sleep_until;
 use super::{
     Finder, Found, Holder,
     acceptance::{Offer, Rejection},
-    asking::{Miss, Refused},
     caches::{Answer, Candidate, Patience, Readiness},
-    standing::Expectation,
+    lookup::Refused,
+    peer_health::{Failure, Order, Success},
 };
 use crate::{
     format::{NarHash, StorePathHash},
@@ -70,13 +70,13 @@ impl Finder {
         hash: StorePathHash,
         nar_hash: Option<NarHash>,
         tried: &[PeerAddr],
-    ) -> Result<Found, Miss> {
+    ) -> Option<Found> {
         let mut caches = self.caches_for(hash, nar_hash, tried);
         let mut lan = pin!(self.ask_peers(hash, nar_hash, tried));
         if caches.is_empty() {
             return lan.await;
         }
-        let mut lan_miss: Option<(Miss, Instant)> = None;
+        let mut lan_miss: Option<Instant> = None;
         let mut events = FuturesUnordered::<BoxFuture<'_, Event>>::new();
         for at in 0..caches.len() {
             let asked = &mut caches[at];
@@ -89,12 +89,12 @@ impl Finder {
             });
         }
         loop {
-            if let Some((miss, _)) = lan_miss {
+            if lan_miss.is_some() {
                 for asked in &mut caches {
                     self.give_up_late(asked, lan_miss, hash);
                 }
                 if caches.iter().all(|asked| asked.stage == Stage::Done) {
-                    return Err(miss);
+                    return None;
                 }
             }
             let wake = lan_miss.and_then(|_| {
@@ -109,8 +109,8 @@ impl Finder {
             };
             tokio::select! {
                 asked = lan.as_mut(), if lan_miss.is_none() => match asked {
-                    Ok(found) => return Ok(found),
-                    Err(miss) => lan_miss = Some((miss, Instant::now())),
+                    Some(found) => return Some(found),
+                    None => lan_miss = Some(Instant::now()),
                 },
                 Some(event) = events.next() => match event {
                     // One that is not waited for any more gets no time of its own.
@@ -129,7 +129,7 @@ impl Finder {
                         asked.stage = Stage::Done;
                         if let Some((offer, packing)) = judged {
                             let cache = Arc::clone(&asked.cache);
-                            return Ok(self.remember_at_cache(hash, cache, offer, packing));
+                            return Some(self.remember_at_cache(hash, cache, offer, packing));
                         }
                     }
                 },
@@ -157,7 +157,7 @@ impl Finder {
         let fetched = self.client().cache_file(cache, &name, limit, ANSWER_WITHIN);
         let fetched = fetched.await;
         if matches!(fetched, Ok(_) | Err(PeerError::Status { .. })) {
-            self.memory().standing.answered(peer, asked.elapsed());
+            self.memory().health.record_latency(peer, asked.elapsed());
         }
         let judged = self.0.trust.judge_of_cache(hash, &fetched?);
         judged.map_err(|source| Refused::Rejected { peer, source })
@@ -169,7 +169,8 @@ impl Finder {
         let is_off = memory.caches.failed(now, cache, asked);
         // One that answers some and lets others wait is left out as a peer is.
         if !is_off {
-            memory.standing.failed(now, cache.address);
+            let failure = Failure::Transport { last_answer: None };
+            memory.health.record_failure(now, cache.address, failure);
         }
     }
 
@@ -185,17 +186,19 @@ impl Finder {
         let mut candidates = memory.caches.candidates(now, hash, promised);
         candidates.retain(|candidate| {
             let address = candidate.cache.address;
-            let mean = memory.standing.mean(address);
+            let mean = memory.health.mean_latency(address);
             let is_slow = mean.is_some_and(|mean| mean > BRIEFLY);
             if candidate.patience == Patience::Brief && is_slow {
                 memory.caches.left(&candidate.cache);
                 return false;
             }
+            let health = &memory.health;
             !tried.contains(&address)
-                && match memory.standing.expect(now, address) {
-                    Expectation::Good => true,
-                    Expectation::Doubtful => promised || memory.standing.may_try(now, address),
-                    Expectation::Banned => false,
+                && !health.is_banned(now, address)
+                && match self.order_of(address, hash) {
+                    Order::Healthy | Order::PathFailed => true,
+                    Order::NarsFail => promised || health.may_probe_nar(now, address),
+                    Order::BackingOff => promised || health.may_wait(now, address),
                 }
         });
         let asked = |candidate: Candidate| Asked {
@@ -233,7 +236,7 @@ impl Finder {
                 } else if is_busy {
                     ANSWER_WITHIN
                 } else {
-                    let usual = memory.standing.usual(asked.cache.address);
+                    let usual = memory.health.typical_latency(asked.cache.address);
                     let usual = usual.unwrap_or(LEAST_PATIENCE);
                     usual.clamp(LEAST_PATIENCE, ANSWER_WITHIN)
                 };
@@ -244,12 +247,7 @@ impl Finder {
     }
 
     /// Waits no longer for a cache that is late.
-    fn give_up_late(
-        &self,
-        asked: &mut Asked,
-        lan_miss: Option<(Miss, Instant)>,
-        hash: StorePathHash,
-    ) {
+    fn give_up_late(&self, asked: &mut Asked, lan_miss: Option<Instant>, hash: StorePathHash) {
         let is_waited_for = self.late_at(asked).is_some_and(|at| Instant::now() < at);
         if is_waited_for || asked.stage == Stage::Done {
             return;
@@ -270,8 +268,8 @@ impl Finder {
     }
 
     /// A cache will be waited for no longer, if it was: since the LAN had nothing, for it alone.
-    fn note_wait(&self, asked: &Asked, lan_miss: Option<(Miss, Instant)>) {
-        if let (Some((_, since)), true) = (lan_miss, asked.stage != Stage::Done) {
+    fn note_wait(&self, asked: &Asked, lan_miss: Option<Instant>) {
+        if let (Some(since), true) = (lan_miss, asked.stage != Stage::Done) {
             let caches = &self.memory().caches;
             caches.waited(&asked.cache, since, Instant::now());
         }
@@ -294,7 +292,12 @@ impl Finder {
         let account = |answer| memory.caches.answered(now, cache, hash, answer);
         let refused = match result {
             Ok((offer, packing)) => {
-                memory.standing.served(cache.address);
+                memory
+                    .health
+                    .record_success(cache.address, Success::Transport);
+                memory
+                    .health
+                    .record_success(cache.address, Success::Path(hash));
                 let is_right = nar_hash.is_none_or(|wanted| wanted == offer.info.nar_hash);
                 account(if is_right {
                     Answer::Hit
@@ -305,16 +308,13 @@ impl Finder {
             }
             Err(refused) => refused,
         };
-        let (kind, answer) = match &refused {
-            Refused::Peer(error) => (error.kind(), answer_of(error)),
-            Refused::Rejected { source, .. } => {
-                let answer = if *source == Rejection::Compressed {
-                    Answer::Compressed
-                } else {
-                    Answer::Refused
-                };
-                (source.kind(), answer)
+        let kind = refused.kind();
+        let answer = match &refused {
+            Refused::Peer(error) => answer_of(error),
+            Refused::Rejected { source, .. } if *source == Rejection::Compressed => {
+                Answer::Compressed
             }
+            Refused::Rejected { .. } => Answer::Refused,
         };
         match (answer, asked.stage) {
             (Answer::Failure, Stage::Asked(at)) => self.cache_failed(cache, at),
@@ -326,8 +326,9 @@ impl Finder {
             return None;
         }
         memory.counters.refused(kind);
-        if answer == Answer::Refused && is_odd(&refused) {
-            memory.standing.failed(now, cache.address);
+        if answer == Answer::Refused {
+            let failure = Failure::Path(hash);
+            memory.health.record_failure(now, cache.address, failure);
         }
         debug!(
             hash:% = hash, peer:% = cache.address.ip(), reason = kind;
@@ -353,8 +354,8 @@ impl Finder {
                 packing,
             }]),
         };
-        let known = &self.memory().known;
-        known.insert(Instant::now(), hash, found.clone());
+        let sources = &self.memory().nar_sources;
+        sources.insert(Instant::now(), hash, found.clone());
         found
     }
 }
@@ -365,21 +366,7 @@ fn answer_of(error: &PeerError) -> Answer {
         PeerError::Status { status, .. } if matches!(status.as_u16(), 403 | 404 | 410) => {
             Answer::Miss
         }
-        PeerError::Connect { .. } | PeerError::Late { .. } | PeerError::Broken { .. } => {
-            Answer::Failure
-        }
+        _ if error.is_transport() => Answer::Failure,
         _ => Answer::Refused,
-    }
-}
-
-/// Whether no cache that is in order answers so. One that has paths of many origins has some that are of
-/// no use here.
-fn is_odd(refused: &Refused) -> bool {
-    match refused {
-        Refused::Peer(_) => true,
-        Refused::Rejected { source, .. } => matches!(
-            source,
-            Rejection::Malformed(_) | Rejection::OtherPath { .. } | Rejection::WrongContentAddress
-        ),
     }
 }

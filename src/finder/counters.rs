@@ -20,8 +20,6 @@ pub struct Counters {
     corrupt: AtomicU64,
     failovers: AtomicU64,
     hedged: AtomicU64,
-    summaries: AtomicU64,
-    summaries_refused: AtomicU64,
     prefetched: AtomicU64,
     prefetch_used: AtomicU64,
     prefetch_dropped: AtomicU64,
@@ -47,10 +45,6 @@ pub struct CountersSnapshot {
     pub failovers: u64,
     /// Narinfos asked of one more peer because the one before was later than usual.
     pub hedged: u64,
-    /// Summaries of peers fetched, or what was new in them.
-    pub summaries: u64,
-    /// Summaries of peers that did not come, or were of no use.
-    pub summaries_refused: u64,
     /// Narinfos fetched before Nix asked for them.
     pub prefetched: u64,
     /// Those of them that it has asked for.
@@ -87,14 +81,6 @@ impl Counters {
         self.hedged.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn summary<T, E>(&self, outcome: &Result<T, E>) {
-        let count = match outcome {
-            Ok(_) => &self.summaries,
-            Err(_) => &self.summaries_refused,
-        };
-        count.fetch_add(1, Relaxed);
-    }
-
     pub(super) fn prefetched(&self) {
         self.prefetched.fetch_add(1, Relaxed);
     }
@@ -125,8 +111,6 @@ impl Counters {
             corrupt: self.corrupt.load(Relaxed),
             failovers: self.failovers.load(Relaxed),
             hedged: self.hedged.load(Relaxed),
-            summaries: self.summaries.load(Relaxed),
-            summaries_refused: self.summaries_refused.load(Relaxed),
             prefetched: self.prefetched.load(Relaxed),
             prefetch_used: self.prefetch_used.load(Relaxed),
             prefetch_dropped: self.prefetch_dropped.load(Relaxed),

@@ -15,7 +15,7 @@ use log::{debug, info};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{Finder, Found, Holder, opening::HolderError};
+use super::{Finder, Found, Holder, nar_sources::HolderError};
 use crate::{
     format::{NarHash, PathInfo},
     protocol::{
@@ -135,8 +135,8 @@ async fn inquire(case: &Case) {
     // A holder that took no part first: it has nothing to hide.
     let suspects = evidence.peers();
     let mut holders: Vec<Holder> = match finder.ask(hash, nar_hash, &suspects).await {
-        Ok(found) => found.holders.into(),
-        Err(_) => Vec::new(),
+        Some(found) => found.holders.into(),
+        None => Vec::new(),
     };
     holders.extend(
         suspects
@@ -268,7 +268,7 @@ impl Finder {
     /// A peer sent, or claimed, what is not the NAR: it is proven, and it is banned.
     pub(super) fn convict(&self, info: &PathInfo, peer: PeerAddr) {
         let path = info.path.display(&self.0.trust.store_dir);
-        let ban = self.0.memory.standing.lied(Instant::now(), peer);
+        let ban = self.0.memory.health.ban(Instant::now(), peer);
         log::warn!(
             hash:% = info.path.hash(), store_path:% = path, peer:% = peer.ip(), reason = "wrong-bytes";
             "{peer} sent wrong bytes for {path} and is not asked for {} minutes", ban.as_secs() / 60

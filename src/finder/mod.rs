@@ -7,29 +7,21 @@
 //! (or a range of it) from whichever holders can give it.
 
 pub mod acceptance;
-mod asking;
+pub mod background;
 pub mod budget;
 mod cache_asking;
 pub mod caches;
 mod counters;
-mod expected;
-mod finding;
 pub mod inquiry;
-pub mod known;
-mod opening;
-mod patience;
+mod lookup;
+pub mod nar_sources;
+pub mod peer_health;
 pub mod prefetch;
-mod race;
-pub mod standing;
 pub mod stream;
-pub mod summaries;
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
+use futures_util::future::BoxFuture;
 use log::debug;
 use tokio::sync::mpsc;
 
@@ -38,27 +30,17 @@ use crate::{
     format::{NarHash, PathInfo, StorePathHash},
     lan::{self, LanHandle},
     peer::Client,
-    protocol::{discovery::PeerInfo, summary::Stamp},
+    protocol::discovery::PeerInfo,
     store::{LocalStore, SharePolicy},
 };
 
 use acceptance::Trust;
 use caches::Caches;
 pub use counters::{Counters, CountersSnapshot};
-use expected::Expected;
-use known::{Found, Holder, Known};
-use patience::Patience;
+use nar_sources::{Found, Holder, NarSources};
+use peer_health::PeerHealth;
 use prefetch::Prefetched;
-use race::Hearings;
-use standing::Standing;
 pub use stream::{NarStream, StreamError};
-use summaries::Summaries;
-
-/// Pause between two lookups for a NAR whose holder may be restarting.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(150);
-
-/// A peer that was heard longer ago has gone, not restarted.
-const RESTARTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Where this machine's part begins: its store, and what of it may be shared.
 #[derive(Debug, Clone)]
@@ -67,24 +49,17 @@ pub struct Holdings {
     pub store: LocalStore,
     /// What leaves the machine.
     pub share: Arc<SharePolicy>,
-    /// The number of that rule, for summaries.
-    pub rule: u64,
 }
 
 /// What survives a reload of the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
-    known: Arc<Known>,
-    expected: Arc<Expected>,
-    patience: Arc<Patience>,
+    nar_sources: Arc<NarSources>,
     /// The plain caches.
     pub caches: Arc<Caches>,
     prefetched: Arc<Prefetched>,
-    hearings: Arc<Hearings>,
-    /// What peers share.
-    pub summaries: Arc<Summaries>,
-    /// How peers behaved.
-    pub standing: Arc<Standing>,
+    /// How peers behave.
+    pub health: Arc<PeerHealth>,
     /// What was done so far.
     pub counters: Arc<Counters>,
 }
@@ -96,6 +71,8 @@ pub struct Background {
     pub inquiries: mpsc::Sender<inquiry::Case>,
     /// Where the references of what Nix was given are asked for.
     pub prefetches: mpsc::Sender<prefetch::Errand>,
+    /// What goes on when the lookup that began it has ended.
+    pub tasks: mpsc::Sender<BoxFuture<'static, ()>>,
 }
 
 /// Finds paths. Cheap to clone; a reload makes a new one with the same [`Memory`].
@@ -140,16 +117,7 @@ impl Finder {
         &self.0.holdings
     }
 
-    /// Whose summaries ours are; the generation is not looked up.
-    pub fn stamp(&self) -> Stamp {
-        Stamp {
-            instance: self.0.lan.instance(),
-            rule: self.0.holdings.rule,
-            generation: 0,
-        }
-    }
-
-    /// How peers behaved, and what was done so far.
+    /// How peers behave, and what was done so far.
     pub fn memory(&self) -> &Memory {
         &self.0.memory
     }
@@ -174,16 +142,20 @@ impl Finder {
         self.0.lan.counters()
     }
 
+    /// Why this machine cannot ask its neighbours, in part or at all.
+    pub fn lan_warnings(&self) -> Vec<String> {
+        self.0.lan.warnings()
+    }
+
     /// Nix is about to ask: wakes the neighbours.
     pub fn stir(&self) {
-        self.0.lan.stir();
+        self.0.lan.wake_peers();
         self.0.memory.caches.stir(Instant::now());
     }
 
     /// The facts of a path that Nix will accept: from the LAN, else from our own store.
     pub async fn narinfo(&self, hash: StorePathHash) -> Option<Arc<PathInfo>> {
         let (memory, now) = (&self.0.memory, Instant::now());
-        memory.summaries.asked(now);
         memory.prefetched.asked(now);
         let found = self.find(hash).await;
         memory.counters.lookup(found.is_some());
@@ -195,44 +167,24 @@ impl Finder {
     /// A path whose NAR can be opened, known from its narinfo or asked for again; with
     /// `nar_hash` only if that is its NAR.
     pub async fn nar(&self, hash: StorePathHash, nar_hash: Option<NarHash>) -> Option<Found> {
-        let known = &self.0.memory.known;
-        if let Some(found) = known.fresh(Instant::now(), hash, nar_hash) {
+        let sources = &self.0.memory.nar_sources;
+        if let Some(found) = sources.fresh(Instant::now(), hash, nar_hash) {
             return Some(found);
         }
-        loop {
-            let began = Instant::now();
-            let miss = match self.ask(hash, nar_hash, &[]).await {
-                Ok(found) => return Some(found),
-                Err(miss) => miss,
-            };
-            if let Some(found) = self.own(hash, nar_hash).await {
-                return Some(found);
-            }
-            if let Some(found) = known.stale(hash, nar_hash) {
-                return Some(found);
-            }
-            let until = self.0.memory.patience.until(began)?;
-            if Instant::now() >= until || !(miss.unkept || self.someone_is_silent(began)) {
-                return None;
-            }
-            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        if let Some(found) = self.ask(hash, nar_hash, &[]).await {
+            return Some(found);
         }
+        if let Some(found) = self.own(hash, nar_hash).await {
+            return Some(found);
+        }
+        sources.stale(hash, nar_hash)
     }
 
     /// Whether Nix, which asks for the rest of this NAR, had better ask somebody else.
-    pub fn is_hopeless(&self, hash: StorePathHash, nar_hash: NarHash) -> bool {
-        let known = &self.0.memory.known;
-        known.hopeless(Instant::now(), hash, nar_hash).is_some()
-    }
-
-    /// Whether a peer that answered lately has said nothing `since` the lookup began. Nix was
-    /// promised this NAR, and a daemon that restarts is back in a moment.
-    fn someone_is_silent(&self, since: Instant) -> bool {
-        let is_silent = |peer: &PeerInfo| {
-            let heard = peer.heard.unwrap_or(Duration::MAX);
-            peer.has_answered && heard > since.elapsed() && heard < RESTARTED_WITHIN
-        };
-        self.0.lan.peers().iter().any(is_silent)
+    pub fn is_incompletable(&self, hash: StorePathHash, nar_hash: NarHash) -> bool {
+        let sources = &self.0.memory.nar_sources;
+        let why = sources.incompletable(Instant::now(), hash, nar_hash);
+        why.is_some()
     }
 
     /// What our own store has of it, if it may be shared and Nix would accept it.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    future::pending,
     num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -13,13 +14,13 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use lru::LruCache;
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use tokio::sync::{mpsc, watch};
 
-use super::{Finder, Found, Holder, standing::Expectation};
-use crate::format::{StorePath, StorePathHash};
+use super::{Finder, Found, Holder, peer_health::Order};
+use crate::{
+    format::{StorePath, StorePathHash},
+    protocol::PeerAddr,
+};
 
 /// References that wait to be asked for; further ones are left to Nix.
 pub const MOST_WAITING: usize = 512;
@@ -36,14 +37,13 @@ const FRESH_FOR: Duration = Duration::from_secs(60);
 /// Nix has gone when it has asked for nothing for this long.
 const GONE_AFTER: Duration = Duration::from_secs(2);
 
-/// A path that is just being asked for is waited for no longer than this.
-const WAIT: Duration = Duration::from_millis(100);
-
 /// A reference to be asked for.
 #[derive(Debug)]
 pub struct Errand {
     finder: Finder,
     hash: StorePathHash,
+    /// Who gave the path that refers to it.
+    holder: PeerAddr,
 }
 
 /// What is there and what is on its way.
@@ -101,15 +101,20 @@ impl Prefetched {
         })
     }
 
-    /// Waits for `hash` if it is on its way, and says whether it has come. Once for each.
-    async fn take(&self, now: Instant, hash: StorePathHash) -> bool {
+    /// Whether `hash` has come. Once for each.
+    fn take(&self, now: Instant, hash: StorePathHash) -> bool {
+        let came = self.lock().unused.pop(&hash);
+        came.is_some_and(|at| now.saturating_duration_since(at) < FRESH_FOR)
+    }
+
+    /// Returns when `hash`, which is on its way, has come or will not come; at once if it is not on
+    /// its way.
+    async fn ends(&self, hash: StorePathHash) {
         let under_way = self.lock().under_way.get(&hash).cloned();
         if let Some(mut ended) = under_way {
             // An error is the end of it, and what happened is in the state.
-            timeout(WAIT, ended.changed()).await.ok();
+            ended.changed().await.ok();
         }
-        let came = self.lock().unused.pop(&hash);
-        came.is_some_and(|at| now.saturating_duration_since(at) < FRESH_FOR)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -134,15 +139,16 @@ impl Drop for UnderWay<'_> {
 impl Finder {
     /// Has the references of what Nix was given asked for.
     pub(super) fn prefetch(&self, given: &Found) {
-        if !matches!(given.holders.front(), Some(Holder::Peer { .. })) {
+        let Some(&Holder::Peer { address, .. }) = given.holders.front() else {
             return;
-        }
+        };
         let references = given.info.references.iter();
         let others = references.filter(|it| **it != given.info.path);
         for hash in others.map(StorePath::hash).filter(|it| self.may_come(*it)) {
             let errand = Errand {
                 finder: self.clone(),
                 hash,
+                holder: address,
             };
             if self.0.background.prefetches.try_send(errand).is_err() {
                 self.0.memory.counters.prefetch_dropped();
@@ -150,29 +156,52 @@ impl Finder {
         }
     }
 
-    /// What was prefetched for Nix, if it was.
-    pub(super) async fn prefetched(&self, hash: StorePathHash) -> Option<Found> {
+    /// What was prefetched for Nix, if it was and its holder is still worth offering.
+    pub(super) fn prefetched(&self, hash: StorePathHash) -> Option<Found> {
         let memory = &self.0.memory;
         let now = Instant::now();
-        if !memory.prefetched.take(now, hash).await {
+        if !memory.prefetched.take(now, hash) {
             return None;
         }
-        let found = memory.known.fresh(now, hash, None)?;
+        let found = memory.nar_sources.fresh(now, hash, None)?;
+        let holder = found.holders.front()?.address()?;
+        if !self.may_be_offered(holder, hash) {
+            return None;
+        }
         memory.counters.prefetch_used();
         Some(found)
     }
 
-    /// Whether Nix may ask for `hash` next, and it is known where it is.
+    /// What is on its way for Nix, as soon as it comes; never if it does not come. Nobody waits for
+    /// it alone: a lookup runs beside it.
+    pub(super) async fn prefetched_soon(&self, hash: StorePathHash) -> Found {
+        self.0.memory.prefetched.ends(hash).await;
+        match self.prefetched(hash) {
+            Some(found) => found,
+            None => pending().await,
+        }
+    }
+
+    fn may_be_offered(&self, holder: PeerAddr, hash: StorePathHash) -> bool {
+        let is_banned = self.0.memory.health.is_banned(Instant::now(), holder);
+        !is_banned && self.order_of(holder, hash) == Order::Healthy
+    }
+
+    /// Whether Nix may ask for `hash` next, and it is not known yet.
     fn may_come(&self, hash: StorePathHash) -> bool {
         let memory = &self.0.memory;
         let now = Instant::now();
-        memory.expected.has(hash) && memory.known.fresh(now, hash, None).is_none()
+        memory.nar_sources.fresh(now, hash, None).is_none()
     }
 }
 
 impl Errand {
     async fn run(self) {
-        let Self { finder, hash } = self;
+        let Self {
+            finder,
+            hash,
+            holder,
+        } = self;
         let memory = finder.memory();
         if !finder.may_come(hash) {
             return;
@@ -189,18 +218,11 @@ impl Errand {
         let Some(_under_way) = memory.prefetched.began(hash) else {
             return;
         };
-        // Whoever takes it asks: Nix may have been quicker.
-        let Some(holder) = memory.expected.take(now, hash) else {
-            return;
-        };
-        if memory.standing.expect(now, holder) != Expectation::Good {
+        if !finder.may_be_offered(holder, hash) {
             return;
         }
-        let result = finder.fetch(holder, hash).await;
-        if let Some(offer) = finder.judge(holder, hash, None, result) {
-            let others = memory.summaries.consult(hash).into_iter();
-            let others = others.filter(|it| *it != holder && finder.is_good(*it));
-            finder.remember(hash, holder, offer, others);
+        if let Ok(offer) = finder.request_narinfo(holder, hash).await {
+            finder.remember(hash, holder, offer, Vec::new());
             memory.prefetched.lock().unused.put(hash, Instant::now());
             memory.counters.prefetched();
         }
@@ -248,22 +270,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_on_its_way_is_waited_for_and_given_once() {
         let (prefetched, now) = (Prefetched::default(), Instant::now());
-        assert!(!prefetched.take(now, hash(1)).await);
+        assert!(!prefetched.take(now, hash(1)));
+        prefetched.ends(hash(1)).await;
         let under_way = prefetched.began(hash(1)).expect("the first");
         assert!(prefetched.began(hash(1)).is_none(), "once at a time");
         let coming = async {
-            tokio::time::sleep(WAIT / 2).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             prefetched.lock().unused.put(hash(1), now);
             drop(under_way);
         };
-        let (came, ()) = tokio::join!(prefetched.take(now, hash(1)), coming);
-        assert!(came);
-        assert!(!prefetched.take(now, hash(1)).await, "once");
-
-        // Not for ever.
-        let _under_way = prefetched.began(hash(2)).expect("the first");
-        let began = tokio::time::Instant::now();
-        assert!(!prefetched.take(now, hash(2)).await);
-        assert_eq!(began.elapsed(), WAIT);
+        tokio::join!(prefetched.ends(hash(1)), coming);
+        assert!(prefetched.take(now, hash(1)));
+        assert!(!prefetched.take(now, hash(1)), "once");
     }
 }

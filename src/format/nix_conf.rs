@@ -6,8 +6,8 @@
 
 use super::{PublicKey, signature::KeyError};
 
-/// The key that Nix trusts when nothing is set.
-const DEFAULT_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+/// The key of cache.nixos.org, which Nix trusts when nothing is set.
+pub const CACHE_NIXOS_ORG: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
 
 /// One line of a nix.conf that does something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +127,8 @@ impl Default for NixTrust {
     /// What Nix uses when nothing is set: the key of cache.nixos.org, signatures required.
     #[expect(clippy::expect_used, reason = "a constant, and parsed in a test")]
     fn default() -> Self {
-        let key = PublicKey::parse(DEFAULT_KEY).expect("the key of cache.nixos.org is well-formed");
+        let key =
+            PublicKey::parse(CACHE_NIXOS_ORG).expect("the key of cache.nixos.org is well-formed");
         Self {
             public_keys: vec![key],
             require_sigs: true,
@@ -274,7 +275,7 @@ mod tests {
     fn the_default_is_the_key_of_the_official_cache() {
         let trust = trust("cores = 4").unwrap();
         assert_eq!(trust, NixTrust::default());
-        assert_eq!(trust.public_keys[0].to_string(), DEFAULT_KEY);
+        assert_eq!(trust.public_keys[0].to_string(), CACHE_NIXOS_ORG);
         assert!(trust.require_sigs);
     }
 

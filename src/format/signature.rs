@@ -7,7 +7,10 @@
 //! which Nix uses, it refuses keys and `R` values of small order and a scalar that is not
 //! canonical. With the plain RFC 8032 check we would pass on what Nix then rejects.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
@@ -16,6 +19,10 @@ use super::{PathInfo, StoreDir, base32};
 
 /// Longest key name, in bytes. Nix has no limit; names are host names with a number.
 const MAX_KEY_NAME_BYTES: usize = 255;
+
+/// Signatures of one key name that are verified for one path. Each costs 70 us, a path has one or two
+/// by a key, and a narinfo of 4 MiB has room for 40,000.
+const MAX_VERIFIED_OF_A_NAME: usize = 32;
 
 /// Why a text is not a signature or key. Never carries any of the text: it may be a secret key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -226,14 +233,20 @@ pub struct TrustedKeys {
 }
 
 impl TrustedKeys {
-    /// The first of `info`'s signatures that one of these keys made.
+    /// The first of `info`'s signatures that one of these keys made. Signatures of other names cost
+    /// nothing, and of one name only the first 32 different ones are looked at.
     pub fn verify<'a>(&self, dir: &StoreDir, info: &'a PathInfo) -> Option<&'a Signature> {
         // Made for the first signature whose key is known: most peers' are, strangers' are not.
         let mut signed = None;
+        let mut looked_at: HashMap<&str, HashSet<&[u8; 64]>> = HashMap::new();
         info.signatures.iter().find(|signature| {
             let Some(keys) = self.by_name.get(&signature.key_name) else {
                 return false;
             };
+            let same_name = looked_at.entry(signature.key_name()).or_default();
+            if same_name.len() >= MAX_VERIFIED_OF_A_NAME || !same_name.insert(&signature.bytes) {
+                return false;
+            }
             let signed = signed.get_or_insert_with(|| fingerprint(dir, info));
             let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
             keys.iter()
@@ -259,25 +272,36 @@ impl TrustedKeys {
     }
 }
 
-impl FromIterator<PublicKey> for TrustedKeys {
-    fn from_iter<I: IntoIterator<Item = PublicKey>>(keys: I) -> Self {
-        let mut trusted = Self::default();
+impl Extend<PublicKey> for TrustedKeys {
+    fn extend<I: IntoIterator<Item = PublicKey>>(&mut self, keys: I) {
         for PublicKey { name, key } in keys {
-            let same_name = trusted.by_name.entry(name).or_default();
+            let same_name = self.by_name.entry(name).or_default();
             if !same_name.contains(&key) {
                 same_name.push(key);
             }
         }
+    }
+}
+
+impl FromIterator<PublicKey> for TrustedKeys {
+    fn from_iter<I: IntoIterator<Item = PublicKey>>(keys: I) -> Self {
+        let mut trusted = Self::default();
+        trusted.extend(keys);
         trusted
     }
+}
+
+/// Whether a key may have this name: 1 to 255 bytes without blanks or control characters.
+pub fn is_key_name(name: &str) -> bool {
+    let printable = !name.contains(|c: char| c.is_whitespace() || c.is_control());
+    !name.is_empty() && name.len() <= MAX_KEY_NAME_BYTES && printable
 }
 
 /// Splits `NAME:BASE64` and decodes exactly `N` bytes. Like Nix it does not look at the padding;
 /// bits beyond the value may not be set.
 fn parse_named<const N: usize>(text: &str) -> Result<(&str, [u8; N]), KeyError> {
     let (name, base64) = text.split_once(':').ok_or(KeyError::NoColon)?;
-    let printable = !name.contains(|c: char| c.is_whitespace() || c.is_control());
-    if name.is_empty() || name.len() > MAX_KEY_NAME_BYTES || !printable {
+    if !is_key_name(name) {
         return Err(KeyError::Name);
     }
 

@@ -3,8 +3,8 @@
 use hyper::{
     Response, StatusCode,
     header::{
-        ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-        HeaderName, HeaderValue, RETRY_AFTER,
+        ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
+        HeaderValue, RETRY_AFTER,
     },
 };
 
@@ -33,8 +33,7 @@ pub(super) enum Refusal {
         /// Size of the NAR.
         size: u64,
     },
-    /// What the LAN may have at a time is taken: NAR slots, or turns for digests; or the summary is
-    /// still being made.
+    /// What the LAN may have at a time is taken: NAR slots, or turns for digests.
     Busy,
 }
 
@@ -114,29 +113,6 @@ pub(super) fn nar_head(
 pub(super) fn octets_head(length: u64) -> Answer {
     let mut answer = content("application/octet-stream", bytes::Bytes::new());
     header(&mut answer, CONTENT_LENGTH, length.into());
-    answer
-}
-
-/// These bytes, which are not text.
-pub(super) fn octets(bytes: bytes::Bytes) -> Answer {
-    content("application/octet-stream", bytes)
-}
-
-/// 304: what the asker has is what there is.
-pub(super) fn not_modified() -> Answer {
-    let mut answer = Response::new(Body::bytes(bytes::Bytes::new()));
-    *answer.status_mut() = StatusCode::NOT_MODIFIED;
-    answer
-}
-
-/// With a tag, to be asked about before each further use.
-pub(super) fn tagged(mut answer: Answer, etag: String) -> Answer {
-    header(&mut answer, ETAG, text(etag));
-    header(
-        &mut answer,
-        CACHE_CONTROL,
-        HeaderValue::from_static("no-cache"),
-    );
     answer
 }
 

@@ -24,7 +24,7 @@ pub(super) async fn answer<B>(
     let finder = service.finder().ok_or(Refusal::NotFound)?;
     // Nix wants the rest of a NAR that cannot be had: 404 sends it to its next substituter.
     let resumes = request.headers().contains_key(RANGE);
-    if resumes && nar_hash.is_some_and(|nar_hash| finder.is_hopeless(hash, nar_hash)) {
+    if resumes && nar_hash.is_some_and(|nar_hash| finder.is_incompletable(hash, nar_hash)) {
         return Err(Refusal::NotFound);
     }
     let found = finder.nar(hash, nar_hash).await.ok_or(Refusal::NotFound)?;

@@ -145,16 +145,6 @@ impl Collector for Totals {
             )?;
             for (name, help, value) in [
                 (
-                    "summaries",
-                    "Summaries of peers fetched, or what was new in them",
-                    found.summaries,
-                ),
-                (
-                    "summaries_refused",
-                    "Summaries of peers that did not come or were of no use",
-                    found.summaries_refused,
-                ),
-                (
                     "prefetched_narinfos",
                     "Narinfos fetched before Nix asked for them",
                     found.prefetched,
@@ -193,20 +183,20 @@ impl Collector for Totals {
             family(
                 encoder,
                 "lookups_ended",
-                "Questions to the LAN that ended, by how",
+                "Lookups that ended, by how",
                 ended.map(|(how, count)| ([("how", how.to_owned())], count)),
             )?;
             counter(
                 encoder,
                 "asks_repeated",
-                "Questions sent again to peers that were silent",
+                "Hashes asked again because no answer had come",
                 lan.discovery.repeated,
             )?;
             counter(
                 encoder,
-                "probes",
-                "Broadcasts to hear of what is new where summaries decide",
-                lan.discovery.probes,
+                "broadcasts",
+                "Broadcasts that ask who is there, or for what a sample of a large LAN lacks",
+                lan.discovery.discoveries + lan.discovery.broadcasts_sent,
             )?;
             counter(
                 encoder,
@@ -216,9 +206,9 @@ impl Collector for Totals {
             )?;
             counter(
                 encoder,
-                "questions_dropped",
-                "Questions that the store had no time for",
-                lan.io.questions_dropped,
+                "requests_dropped",
+                "Asks of peers that the store had no time for",
+                lan.io.requests_dropped,
             )?;
             let rejected = lan.discovery.rejected();
             family(

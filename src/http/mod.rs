@@ -3,7 +3,7 @@
 //! | file | serves |
 //! |---|---|
 //! | `cache_info` | `/nix-cache-info` |
-//! | `local_narinfo`, `local_nar`, `local_pieces`, `local_summary` | `/local/…`, `/nar/…`, `/summary`: what this machine shares |
+//! | `local_narinfo`, `local_nar`, `local_pieces` | `/local/…`, `/nar/…`: what this machine shares |
 //! | `gateway_narinfo`, `gateway_nar` | `/HASH.narinfo`, `/v3/nar/…`, `/v2/remote/…`: what the LAN has |
 //! | `status`, `metrics` | `/status`, `/metrics` |
 //!
@@ -23,7 +23,6 @@ pub mod listener;
 mod local_nar;
 mod local_narinfo;
 mod local_pieces;
-mod local_summary;
 mod metrics;
 mod parts;
 mod places;
@@ -67,7 +66,6 @@ pub struct App {
     lan_connections: Places,
     /// NARs on their way into the LAN.
     lan_nars: Places,
-    summary: local_summary::Encoded,
     started: Instant,
     /// What is wrong although the service goes on.
     trouble: Mutex<Option<String>>,
@@ -131,7 +129,6 @@ impl App {
             counters,
             lan_connections: Places::default(),
             lan_nars: Places::default(),
-            summary: local_summary::Encoded::default(),
             started: Instant::now(),
             trouble: Mutex::default(),
         }
@@ -223,7 +220,6 @@ impl App {
             Route::LocalPieces(hash, nar_hash) => {
                 local_pieces::answer(service, *hash, *nar_hash, request).await
             }
-            Route::LocalSummary => local_summary::answer(service, &self.summary, request).await,
             Route::Narinfo(hash) => gateway_narinfo::answer(service, *hash).await,
             Route::Nar(hash, nar_hash) => {
                 gateway_nar::answer(service, *hash, Some(*nar_hash), request).await
@@ -234,6 +230,11 @@ impl App {
             Route::Health => Ok(answer::content("text/plain", "OK")),
             Route::Unknown => Err(Refusal::NotFound),
         }
+    }
+
+    /// The NARs that are being sent into the LAN.
+    pub fn nar_streams(&self) -> usize {
+        self.lan_nars.taken()
     }
 
     /// A place for a connection from the LAN, if there is room for one more of this address.

@@ -55,6 +55,11 @@ impl Places {
         })
     }
 
+    /// How many are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.lock().all
+    }
+
     fn lock(&self) -> MutexGuard<'_, Taken> {
         // Nothing between the changes of one call can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

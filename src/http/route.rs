@@ -24,8 +24,6 @@ pub enum Route {
     LocalNar(StorePathHash, NarHash),
     /// `/nar/HASH-NARHASH.pieces`, `/local/nar/HASH-NARHASH.pieces`.
     LocalPieces(StorePathHash, NarHash),
-    /// `/summary`, `/local/summary`.
-    LocalSummary,
     /// `/local/nar/BASE64.nar`: the old peerix form, by full store path.
     LocalNarOf(StorePath),
     /// `/HASH.narinfo`.
@@ -81,7 +79,6 @@ impl Route {
             Self::LocalNarinfo(_) => "local-narinfo",
             Self::LocalNar(..) | Self::LocalNarOf(_) => "local-nar",
             Self::LocalPieces(..) => "pieces",
-            Self::LocalSummary => "summary",
             Self::Narinfo(_) => "narinfo",
             Self::Nar(..) | Self::OldNar(_) => "nar",
             Self::Status => "status",
@@ -94,7 +91,6 @@ impl Route {
     fn known(dir: &StoreDir, path: &str) -> Option<Self> {
         match path {
             "/nix-cache-info" | "/local/nix-cache-info" => return Some(Self::CacheInfo),
-            "/summary" | "/local/summary" => return Some(Self::LocalSummary),
             "/status" => return Some(Self::Status),
             "/metrics" => return Some(Self::Metrics),
             "/healthz" => return Some(Self::Health),
@@ -184,8 +180,6 @@ mod tests {
         for (path, route) in [
             ("/nix-cache-info".into(), Route::CacheInfo),
             ("/local/nix-cache-info".into(), Route::CacheInfo),
-            ("/summary".into(), Route::LocalSummary),
-            ("/local/summary".into(), Route::LocalSummary),
             (
                 format!("/local/{HASH}.narinfo"),
                 Route::LocalNarinfo(hash()),
@@ -276,8 +270,6 @@ mod tests {
             "/local/x.narinfo",
             "/nar/x.nar",
             "/nar/x.pieces",
-            "/summary",
-            "/local/summary",
             "/local/nar/x.nar",
             "/status/",
         ] {

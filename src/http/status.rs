@@ -37,35 +37,40 @@ fn describe(finder: &Finder, status: &mut Value) {
     status["holdings"] = finder.holdings().store.status().to_string().into();
     status["fetched"] = json!(memory.counters.snapshot());
     status["caches"] = json!(memory.caches.status(Instant::now()));
-    status["banned"] = json!(memory.standing.bans(Instant::now()));
+    status["banned"] = json!(memory.health.bans(Instant::now()));
     status["peers"] = peers
         .map(|peer| {
             json!({
                 "address": peer.address.to_string(),
                 "http": peer.http.map(|http| http.to_string()),
                 "kind": peer.kind,
-                "static": peer.is_static,
-                "has-answered": peer.has_answered,
+                "instance": peer.instance.map(|it| format!("{it:016x}")),
+                "configured": peer.is_configured,
+                "live": peer.is_live,
                 "heard-seconds-ago": peer.heard.map(|heard| heard.as_secs()),
-                "version": peer.about.map(|about| about.version),
-                "generation": peer.about.map(|about| about.generation),
+                "round-trip-ms": peer.round_trip.map(|it| it.as_secs_f64() * 1_000.0),
+                "present": peer.present,
+                "absent": peer.absent,
                 "waited-for": peer.is_waited_for,
-                "covered": peer.is_covered,
             })
         })
         .collect();
     let lan = finder.lan_counters();
+    let warnings = finder.lan_warnings();
+    if !warnings.is_empty() {
+        status["warnings"] = json!(warnings);
+    }
     status["discovery"] = json!({
         "bursts": lan.discovery.bursts,
         "lookups": lan.discovery.lookups,
         "lookups-ended": json!(BTreeMap::from_iter(lan.discovery.ended())),
         "asks-repeated": lan.discovery.repeated,
-        "probes": lan.discovery.probes,
+        "broadcasts": lan.discovery.discoveries + lan.discovery.broadcasts_sent,
         "datagrams-sent": lan.io.sent,
         "datagrams-received": lan.discovery.received,
         "answered-present": lan.io.answered_present,
         "answered-absent": lan.io.answered_absent,
         "rate-limited": lan.discovery.rate_limited,
-        "questions-dropped": lan.io.questions_dropped,
+        "requests-dropped": lan.io.requests_dropped,
     });
 }

@@ -9,8 +9,12 @@ use nix::{
     },
 };
 
-/// What is told: interfaces, and addresses of both families.
-const GROUPS: libc::c_int = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+/// What is told: interfaces, and addresses and routes of both families.
+const GROUPS: libc::c_int = libc::RTMGRP_LINK
+    | libc::RTMGRP_IPV4_IFADDR
+    | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV4_ROUTE
+    | libc::RTMGRP_IPV6_ROUTE;
 
 /// Messages taken in at once. The socket's buffer holds fewer, unless an administrator has made
 /// it larger; the rest waits for the next look.
@@ -30,6 +34,8 @@ pub(super) struct Changes {
     /// The link behind these interfaces may be another one now: they were away, down or without a
     /// carrier, or lost an address that tells which network they are on.
     pub(super) interrupted: Vec<u32>,
+    /// A route to other machines was added.
+    pub(super) new_route: bool,
     /// That may be so of every interface: messages were lost.
     pub(super) missed: bool,
 }
@@ -81,7 +87,17 @@ impl Changes {
             Some(None) => {}
             None => self.missed = true,
         }
+        self.new_route |= is_new_route(message);
     }
+}
+
+/// Whether a message says that a route was added, other than those that the kernel keeps for
+/// our own addresses.
+fn is_new_route(message: &[u8]) -> bool {
+    let kind = field(message, 4).map(u16::from_ne_bytes);
+    // struct rtmsg: family, two lengths, TOS, table.
+    let table = message.get(HEADER_BYTES..).and_then(|body| field(body, 4));
+    kind == Some(libc::RTM_NEWROUTE) && table == Some([libc::RT_TABLE_MAIN])
 }
 
 /// The interface that a message says was interrupted, if it says so; None: not understood.
@@ -160,6 +176,12 @@ mod tests {
             );
         }
         assert_eq!(interrupted(&[0; 20]), None);
+        let mut route = [0; 16];
+        for (table, expected) in [(libc::RT_TABLE_MAIN, true), (libc::RT_TABLE_LOCAL, false)] {
+            route[4] = table;
+            assert_eq!(is_new_route(&message(libc::RTM_NEWROUTE, route)), expected);
+            assert!(!is_new_route(&message(libc::RTM_DELROUTE, route)));
+        }
     }
 
     proptest! {

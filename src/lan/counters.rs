@@ -26,8 +26,8 @@ pub struct IoCounters {
     pub send_refused: u64,
     /// Receives that failed, as when a peer's port was closed.
     pub receive_errors: u64,
-    /// Questions dropped because the store is behind.
-    pub questions_dropped: u64,
+    /// Asks of peers that were dropped because the store is behind.
+    pub requests_dropped: u64,
     /// Paths that were asked for and are here.
     pub answered_present: u64,
     /// Paths that were asked for and are not, or not shared.
@@ -41,7 +41,7 @@ pub(super) struct Atomics {
     pub(super) send_network: Count,
     pub(super) send_refused: Count,
     pub(super) receive_errors: Count,
-    pub(super) questions_dropped: Count,
+    pub(super) requests_dropped: Count,
     pub(super) answered_present: Count,
     pub(super) answered_absent: Count,
 }
@@ -54,7 +54,7 @@ impl Atomics {
             send_network: self.send_network.read(),
             send_refused: self.send_refused.read(),
             receive_errors: self.receive_errors.read(),
-            questions_dropped: self.questions_dropped.read(),
+            requests_dropped: self.requests_dropped.read(),
             answered_present: self.answered_present.read(),
             answered_absent: self.answered_absent.read(),
         }

@@ -1,11 +1,11 @@
 //! What the handle and the task share, and the handle.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -17,35 +17,20 @@ use super::{
     lookup::{EVENTS, Event},
     networks::{ListInterfaces, Networks},
     settings,
-    sockets::{self, Socket},
+    sockets::{self, Received, Socket},
+    suspension::Suspension,
 };
 use crate::{
     config::Config,
     format::StorePathHash,
     protocol::{
-        self, Action, Discovery, Held, Origin, Packet,
-        discovery::{PeerInfo, Saved},
+        self, Discovery, Network, PathState, PeerAddr,
+        datagram::Packet,
+        discovery::{
+            Action, Arrival, LookupId, PeerInfo, PeerRequest, PersistedState, ReturnPath, Scope,
+        },
     },
 };
-
-/// A peer asks which of some paths we have; [`LanHandle::answer`] answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    inner: protocol::Question,
-    socket: usize,
-}
-
-impl Question {
-    /// The paths it asks for, at least one.
-    pub fn hashes(&self) -> &[StorePathHash] {
-        self.inner.wanted.hashes()
-    }
-
-    /// Who asks.
-    pub fn from(&self) -> SocketAddr {
-        self.inner.from
-    }
-}
 
 /// Asks the LAN and answers it. Cheap to clone; nothing here waits for the network.
 #[derive(Debug, Clone)]
@@ -58,17 +43,18 @@ impl LanHandle {
         Self { shared }
     }
 
-    /// Loopback has asked for something other than a path: neighbours may wake up already.
-    pub fn stir(&self) {
+    /// Loopback has asked for something other than a path: peers may wake up already.
+    pub fn wake_peers(&self) {
         let state = &mut *self.shared.lock();
-        state.refresh(false);
-        if let Ok(id) = getrandom::u32() {
-            state.core.stir(Instant::now(), id, &mut state.actions);
-            self.shared.perform(state, None);
+        if state.is_closed {
+            return;
         }
+        state.refresh(false);
+        state.core.wake_peers(Instant::now());
+        self.shared.wake.notify_one();
     }
 
-    /// Asks all peers for `hash`.
+    /// Asks all peers for `hash`. What is looked up in the same moment goes out together.
     pub fn lookup(&self, hash: StorePathHash) -> Lookup {
         let (sender, events) = mpsc::channel(EVENTS);
         let state = &mut *self.shared.lock();
@@ -76,57 +62,65 @@ impl LanHandle {
             return Lookup::new(events, None);
         }
         state.refresh(false);
-        let before = state.core.deadline();
-        // Without random ids anybody could answer: then nobody is asked.
-        while let Ok(id) = getrandom::u32() {
-            let now = Instant::now();
-            if state
-                .core
-                .lookup(now, id, hash, &mut state.actions)
-                .is_err()
-            {
-                continue;
-            }
-            state.lookups.insert(id, sender);
-            self.shared.perform(state, None);
-            let after = state.core.deadline();
-            if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
-                self.shared.wake.notify_one();
-            }
-            let active = state.lookups.contains_key(&id);
-            let active = active.then(|| (id, Arc::downgrade(&self.shared)));
-            return Lookup::new(events, active);
-        }
-        Lookup::new(events, None)
+        let id = state.core.lookup(Instant::now(), hash, &mut state.actions);
+        state.lookups.insert(id, sender);
+        self.shared.perform(state, None);
+        self.shared.wake.notify_one();
+        let active = state.lookups.contains_key(&id);
+        let active = active.then(|| (id, Arc::downgrade(&self.shared)));
+        Lookup::new(events, active)
     }
 
-    /// Answers a peer, soon or not at all; `held`: for each path whether it is here and shared.
-    pub fn answer(&self, question: &Question, held: Held) {
+    /// Answers a peer, soon or not at all; `states`: one for each of its hashes. `streams`: the
+    /// NARs that are being sent to peers.
+    pub fn answer(&self, request: &PeerRequest, states: &[PathState], streams: usize) {
         let io = &self.shared.io;
-        let present = held.numbers().count();
+        let present = states.iter().filter(|&&it| it == PathState::Present);
+        let present = present.count();
         io.answered_present.add(present);
-        io.answered_absent.add(held.count() - present);
-        let inner = &question.inner;
-        let (to, packet) = match inner.answer(!held.is_empty(), self.shared.http_port) {
-            Some(packet) => (inner.from, packet),
-            None => {
-                let mut state = self.shared.lock();
-                let reply = state.core.answer(Instant::now(), inner, held);
-                drop(state);
-                self.shared.wake.notify_one();
-                match reply {
-                    Some(Action::Reply { to, packet }) => (to, packet),
-                    _ => return,
-                }
-            }
-        };
-        let socket = self.shared.sockets.get(question.socket);
-        self.shared.answer_through(socket, to, &packet);
+        io.answered_absent.add(states.len() - present);
+        let state = &mut *self.shared.lock();
+        let now = Instant::now();
+        state
+            .core
+            .answer(now, request, states, streams, &mut state.actions);
+        let is_delayed = state.actions.is_empty();
+        self.shared.perform(state, None);
+        if is_delayed {
+            self.shared.wake.notify_one();
+        }
     }
 
-    /// The summaries that are here: instance and generation of each.
-    pub fn set_summaries(&self, summaries: &[(u64, u64)]) {
-        self.shared.lock().core.set_summaries(summaries);
+    /// A lookup waits for something that does not answer, from now until the guard is dropped.
+    pub fn begin_wait(&self) -> PaidWait {
+        let now = Instant::now();
+        self.shared.lock().core.budget().begin(now);
+        PaidWait {
+            shared: Arc::clone(&self.shared),
+            since: now,
+        }
+    }
+
+    /// `peer` has given a path that was asked for.
+    pub fn record_given(&self, peer: PeerAddr) {
+        self.shared.lock().core.record_given(Instant::now(), peer);
+    }
+
+    /// How long an answer of `peer` over UDP takes: the retransmission time of RFC 6298; `None`
+    /// if it was not measured.
+    pub fn round_trip(&self, peer: PeerAddr) -> Option<Duration> {
+        self.shared.lock().core.round_trip(peer)
+    }
+
+    /// When the host of `peer` last answered over UDP.
+    pub fn last_answer(&self, peer: PeerAddr) -> Option<Instant> {
+        self.shared.lock().core.last_answer(peer)
+    }
+
+    /// Whether `peer` is configured, or gave a path within a week: its round trip is not paid.
+    pub fn is_trusted_to_answer(&self, peer: PeerAddr) -> bool {
+        let core = &self.shared.lock().core;
+        core.is_trusted_to_answer(Instant::now(), peer)
     }
 
     /// Takes over new settings; sockets stay as they are.
@@ -138,13 +132,12 @@ impl LanHandle {
         state.networks.invalidate();
     }
 
-    /// Peers that names and SRV records, or announcements, stand for at present: asked directly.
+    /// Peers that names and SRV records, or announcements, stand for at present.
     pub fn set_named(&self, named: &[SocketAddr], announced: &[SocketAddr]) {
         let [named, announced] = [named, announced].map(|peers| -> Vec<SocketAddr> {
             peers.iter().copied().map(protocol::canonical).collect()
         });
-        let now = Instant::now();
-        self.shared.lock().core.set_named(now, &named, &announced);
+        self.shared.lock().core.set_named(&named, &announced);
     }
 
     /// The random number that tells peers who we are.
@@ -152,14 +145,14 @@ impl LanHandle {
         self.shared.lock().core.instance()
     }
 
-    /// The generation of our store, told to peers.
-    pub fn set_generation(&self, generation: u64) {
-        self.shared.lock().core.set_generation(generation);
-    }
-
     /// Who is known.
     pub fn peers(&self) -> Vec<PeerInfo> {
         self.shared.lock().core.peers(Instant::now())
+    }
+
+    /// Why this machine cannot ask for paths, in part or at all; empty if it can.
+    pub fn warnings(&self) -> Vec<String> {
+        self.shared.lock().warnings()
     }
 
     /// What happened so far.
@@ -179,7 +172,7 @@ impl LanHandle {
     }
 
     /// What the next process should know.
-    pub fn save(&self) -> Saved {
+    pub fn save(&self) -> PersistedState {
         self.shared.lock().core.save(Instant::now())
     }
 
@@ -198,13 +191,40 @@ impl LanHandle {
     }
 }
 
+/// A wait that the budget of the burst pays for; see [`protocol::WaitBudget`].
+#[derive(Debug)]
+pub struct PaidWait {
+    shared: Arc<Shared>,
+    since: Instant,
+}
+
+impl PaidWait {
+    /// When the budget is used up, if nothing comes back meanwhile. Look again then.
+    pub fn ends_at(&self) -> Instant {
+        let now = Instant::now();
+        now + self.shared.lock().core.budget().left(now)
+    }
+
+    /// The wait ended with the path: its time comes back.
+    pub fn refund(self) {
+        let now = Instant::now();
+        self.shared.lock().core.budget().refund(self.since, now);
+    }
+}
+
+impl Drop for PaidWait {
+    fn drop(&mut self) {
+        self.shared.lock().core.budget().end(Instant::now());
+    }
+}
+
 /// Sockets and state, behind one lock that is held only for pure work and sends that do
 /// not wait.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) sockets: Vec<Socket>,
     pub(super) io: Atomics,
-    /// Tells the task that a deadline came nearer or that it was pinged.
+    /// Tells the task that there is something to do, or that it was pinged.
     pub(super) wake: Notify,
     http_port: u16,
     state: Mutex<State>,
@@ -216,8 +236,11 @@ pub(super) struct State {
     pub(super) pings: Vec<oneshot::Sender<()>>,
     config: Config,
     networks: Networks,
-    lookups: HashMap<u32, mpsc::Sender<Event>>,
+    suspension: Suspension,
+    lookups: HashMap<LookupId, mpsc::Sender<Event>>,
     actions: Vec<Action>,
+    /// Why the last broadcast on an interface was not sent, by the interface's name.
+    unsent: BTreeMap<String, String>,
     is_closed: bool,
 }
 
@@ -234,8 +257,10 @@ impl Shared {
             pings: Vec::new(),
             config,
             networks: Networks::new(interfaces, sockets::reach(&sockets)),
+            suspension: Suspension::default(),
             lookups: HashMap::new(),
             actions: Vec::new(),
+            unsent: BTreeMap::new(),
             is_closed: false,
         };
         Self {
@@ -252,9 +277,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn cancel(&self, id: u32) {
+    pub(super) fn cancel(&self, id: LookupId) {
         let mut state = self.lock();
-        state.core.cancel(id);
+        state.core.cancel(Instant::now(), id);
         state.lookups.remove(&id);
     }
 
@@ -271,60 +296,59 @@ impl Shared {
         self.perform(state, None);
     }
 
-    /// Takes in a datagram that came in on `socket`.
+    /// Takes in a datagram that came in on socket number `socket`.
     pub(super) fn receive(
         &self,
         state: &mut State,
         socket: usize,
-        from: SocketAddr,
+        received: &Received,
         bytes: &[u8],
-        questions: &mpsc::Sender<Question>,
+        requests: &mpsc::Sender<PeerRequest>,
     ) {
-        let from = protocol::canonical(from);
+        let from = protocol::canonical(received.from);
         let is_ours = |ip| state.networks.is_ours(ip);
-        let origin = Origin {
+        let arrival = Arrival {
+            from,
+            path: ReturnPath {
+                socket,
+                interface: received.interface,
+                local: received.local,
+            },
+            is_broadcast: received.is_broadcast,
             is_own: self
                 .sockets
                 .iter()
                 .any(|one| one.may_have_sent(from, is_ours)),
             is_allowed: state.config.allows(from.ip()),
+            is_on_link: state.networks.is_on_link(from.ip(), received.interface),
         };
         state
             .core
-            .receive(Instant::now(), from, bytes, origin, &mut state.actions);
-        self.perform(state, Some((socket, questions)));
+            .receive(Instant::now(), &arrival, bytes, &mut state.actions);
+        self.perform(state, Some(requests));
     }
 
-    /// Carries out what the core has decided; `incoming`: on what a datagram came in.
-    fn perform(&self, state: &mut State, incoming: Option<(usize, &mpsc::Sender<Question>)>) {
+    /// Carries out what the core has decided.
+    fn perform(&self, state: &mut State, requests: Option<&mpsc::Sender<PeerRequest>>) {
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Broadcast { packet, everywhere } => {
-                    self.broadcast(state, &packet, everywhere);
-                }
+                Action::Broadcast { packet, scope } => self.broadcast(state, &packet, scope),
                 Action::Send { to, packet } => {
-                    self.send(sockets::for_peer(&self.sockets, to), to, &packet);
+                    self.send(sockets::for_peer(&self.sockets, to), to, None, &packet);
                 }
-                Action::Reply { to, packet } => {
-                    let socket = match incoming {
-                        Some((socket, _)) => self.sockets.get(socket),
-                        None => sockets::for_peer(&self.sockets, to),
-                    };
-                    self.answer_through(socket, to, &packet);
-                }
-                Action::Question(inner) => {
-                    let sent = incoming.is_some_and(|(socket, questions)| {
-                        questions.try_send(Question { inner, socket }).is_ok()
-                    });
+                Action::Reply { to, path, packet } => self.reply(to, &path, &packet),
+                Action::Request(request) => {
+                    let sent = requests.is_some_and(|it| it.try_send(request).is_ok());
                     if !sent {
-                        self.io.questions_dropped.add(1);
+                        self.io.requests_dropped.add(1);
                     }
                 }
                 Action::Candidate { lookup, peer } => {
                     state.tell(lookup, Event::Candidate(peer));
                 }
                 Action::Finished { lookup, outcome } => {
+                    // The core may end a lookup before its owner is known here.
                     state.tell(lookup, Event::Finished(outcome));
                     state.lookups.remove(&lookup);
                 }
@@ -333,44 +357,80 @@ impl Shared {
         state.actions = actions;
     }
 
-    /// As [`Self::send`], if there is room beside our own questions.
-    fn answer_through(&self, socket: Option<&Socket>, to: SocketAddr, packet: &Packet) {
+    /// Answers from the address that was asked, if there is room beside our own asks.
+    fn reply(&self, to: SocketAddr, path: &ReturnPath, packet: &Packet) {
+        let socket = self.sockets.get(path.socket);
         if socket.is_some_and(|socket| !socket.has_room_for_answers()) {
             self.io.send_full.add(1);
         } else {
-            self.send(socket, to, packet);
+            self.send(socket, to, Some(path), packet);
         }
     }
 
-    fn send(&self, socket: Option<&Socket>, to: SocketAddr, packet: &Packet) {
-        match socket {
-            Some(socket) => {
-                self.count(socket.send(to, packet));
+    fn send(
+        &self,
+        socket: Option<&Socket>,
+        to: SocketAddr,
+        path: Option<&ReturnPath>,
+        packet: &Packet,
+    ) {
+        match (socket, path.and_then(|path| path.local)) {
+            (Some(socket), Some(local)) => {
+                // An address that is gone, or that cannot be sent from: as the system likes.
+                let sent = socket.send_from(local, to, packet);
+                self.count(&sent.or_else(|_| socket.send(to, packet)));
             }
-            None => self.io.send_refused.add(1),
+            (Some(socket), None) => {
+                self.count(&socket.send(to, packet));
+            }
+            (None, _) => self.io.send_refused.add(1),
         }
     }
 
-    /// Sends to every network; when one is gone, also to those that came meanwhile.
-    fn broadcast(&self, state: &mut State, packet: &Packet, everywhere: bool) {
-        let tried: Vec<_> = state.networks.targets(everywhere).copied().collect();
+    /// Sends to the networks of `scope`; when one is gone, also to those that came meanwhile.
+    fn broadcast(&self, state: &mut State, packet: &Packet, scope: Scope) {
+        let tried: Vec<Network> = state.networks.targets(scope).copied().collect();
+        let mut is_gone = false;
+        for network in &tried {
+            is_gone |= self.broadcast_on(state, network, packet) == Some(Fault::Network);
+        }
+        if is_gone && state.refresh(true) {
+            let fresh: Vec<Network> = state.networks.targets(scope).copied().collect();
+            for network in fresh.iter().filter(|network| !tried.contains(network)) {
+                self.broadcast_on(state, network, packet);
+            }
+        }
+    }
+
+    fn broadcast_on(&self, state: &mut State, network: &Network, packet: &Packet) -> Option<Fault> {
+        let socket = sockets::for_network(&self.sockets, network)?;
         let port = state.core.settings().port;
-        let send = |network| match sockets::for_network(&self.sockets, network) {
-            Some(socket) => self.count(socket.broadcast(network, port, packet)),
-            None => None,
-        };
-        let faults: Vec<_> = tried.iter().filter_map(send).collect();
-        if faults.contains(&Fault::Network) && state.refresh(true) {
-            let fresh = state.networks.targets(everywhere);
-            fresh
-                .filter(|network| !tried.contains(network))
-                .filter_map(send)
-                .count();
+        let sent = socket.broadcast(network, port, packet);
+        let fault = self.count(&sent);
+        let name = state.networks.name_of(network.interface());
+        match sent {
+            Ok(()) => {
+                state.unsent.remove(&name);
+            }
+            Err(error) if fault != Some(Fault::Full) => {
+                let is_new = state
+                    .unsent
+                    .insert(name.clone(), error.to_string())
+                    .is_none();
+                if is_new {
+                    log::warn!(
+                        interface = name.as_str(), reason:% = error;
+                        "cannot ask for paths on {name}: {error}; a firewall or VPN of this machine may refuse broadcasts"
+                    );
+                }
+            }
+            Err(_) => {}
         }
+        fault
     }
 
-    fn count(&self, sent: io::Result<()>) -> Option<Fault> {
-        let fault = sent.err().map(|error| Fault::of(&error));
+    fn count(&self, sent: &io::Result<()>) -> Option<Fault> {
+        let fault = sent.as_ref().err().map(Fault::of);
         let count = match fault {
             None => &self.io.sent,
             Some(Fault::Full) => &self.io.send_full,
@@ -388,15 +448,29 @@ impl State {
         let allowed = &self.config.interfaces;
         let broadcast = self.config.discovery.broadcast;
         let allow = |name: &str| broadcast && allowed.allow(name);
-        let change = self.networks.refresh(Instant::now(), suspect, allow);
-        if let Some(change) = change {
-            self.core.set_networks(change.any, change.new);
+        let was_suspended = self.suspension.is_over();
+        if was_suspended {
+            self.networks.note_suspension();
         }
-        change.is_some()
+        let is_new = self.networks.refresh(Instant::now(), suspect, allow);
+        if let Some(is_new) = is_new {
+            let names = self.networks.names();
+            self.unsent.retain(|name, _| names.contains(name));
+            self.core.set_links(self.networks.links(), is_new);
+        }
+        is_new.is_some()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let unsent = self.unsent.iter();
+        let unsent = unsent.map(|(name, why)| format!("cannot ask for paths on {name}: {why}"));
+        let broadcast = self.config.discovery.broadcast;
+        let no_network = self.networks.warning().filter(|_| broadcast);
+        no_network.into_iter().chain(unsent).collect()
     }
 
     /// A receiver that is gone misses the event; there is room for all that one gets.
-    fn tell(&self, lookup: u32, event: Event) {
+    fn tell(&self, lookup: LookupId, event: Event) {
         if let Some(sender) = self.lookups.get(&lookup) {
             sender.try_send(event).ok();
         }

@@ -5,10 +5,13 @@ use std::sync::Weak;
 use tokio::sync::mpsc;
 
 use super::handle::Shared;
-use crate::protocol::{Outcome, PeerAddr};
+use crate::protocol::{
+    PeerAddr,
+    discovery::{LookupId, MAX_CANDIDATES, Outcome},
+};
 
 /// Room for all candidates of a lookup, and its end.
-pub(super) const EVENTS: usize = 33;
+pub(super) const EVENTS: usize = MAX_CANDIDATES + 1;
 
 #[derive(Debug)]
 pub(super) enum Event {
@@ -21,12 +24,15 @@ pub(super) enum Event {
 pub struct Lookup {
     events: mpsc::Receiver<Event>,
     outcome: Option<Outcome>,
-    /// What to cancel when dropped: the id, while the lookup may be in progress.
-    active: Option<(u32, Weak<Shared>)>,
+    /// What to cancel when dropped, while the lookup may be in progress.
+    active: Option<(LookupId, Weak<Shared>)>,
 }
 
 impl Lookup {
-    pub(super) fn new(events: mpsc::Receiver<Event>, active: Option<(u32, Weak<Shared>)>) -> Self {
+    pub(super) fn new(
+        events: mpsc::Receiver<Event>,
+        active: Option<(LookupId, Weak<Shared>)>,
+    ) -> Self {
         Self {
             events,
             outcome: None,
@@ -34,7 +40,7 @@ impl Lookup {
         }
     }
 
-    /// The next peer that says it has the path, or `None` when no more will. Cancel safe.
+    /// The next peer that says it shares the path, or `None` when no more will. Cancel safe.
     pub async fn next(&mut self) -> Option<PeerAddr> {
         match self.events.recv().await {
             Some(Event::Candidate(peer)) => Some(peer),

@@ -3,7 +3,7 @@
 //! answers ([`LanHandle`]).
 //!
 //! Never waits for a socket: a datagram that cannot be sent at once is dropped and counted.
-//! Never looks into the store: questions go out over a bounded channel. Never logs what a
+//! Never looks into the store: asks of peers go out over a bounded channel. Never logs what a
 //! stranger sends.
 
 mod changes;
@@ -15,6 +15,7 @@ mod lookup;
 mod names;
 mod networks;
 mod sockets;
+mod suspension;
 mod task;
 
 use std::{
@@ -27,7 +28,7 @@ use std::{
 use tokio::{net::UdpSocket, sync::mpsc};
 
 pub use counters::{Counters, IoCounters};
-pub use handle::{LanHandle, Question};
+pub use handle::{LanHandle, PaidWait};
 pub use lookup::Lookup;
 pub use names::{Names, NamesSetup, TakeCaches};
 pub use networks::ListInterfaces;
@@ -37,20 +38,14 @@ use crate::{
     config::Config,
     protocol::{
         Discovery,
-        discovery::{Saved, Settings},
+        discovery::{PeerRequest, PersistedState, Settings},
     },
 };
 use handle::Shared;
 use sockets::Socket;
 
-/// Questions that may wait for the store; further ones are dropped.
-pub const MAX_QUESTIONS: usize = 1_024;
-
-/// Requests and hellos answered to one source in a second: a closure's worth of lookups.
-const SOURCE_RATE: u32 = 4_000;
-
-/// And at once.
-const SOURCE_BURST: u32 = 8_000;
+/// Asks of peers that may wait for the store; further ones are dropped.
+pub const MAX_REQUESTS: usize = 1_024;
 
 /// Why the LAN cannot be used, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -87,18 +82,18 @@ pub struct Identity {
     /// TCP port where we serve.
     pub http_port: u16,
     /// What an earlier process saved, and how long ago; without it everything is new.
-    pub saved: Option<(Saved, Duration)>,
+    pub saved: Option<(PersistedState, Duration)>,
 }
 
 /// Prepares `sockets` (bound, non-blocking; none at all is fine, then every lookup ends at
-/// once). Questions of peers go to `questions`, which should hold [`MAX_QUESTIONS`].
+/// once). Asks of peers go to `requests`, which should hold [`MAX_REQUESTS`].
 /// Nothing is received before [`Lan::run`] is polled.
 pub fn open(
     sockets: Vec<UdpSocket>,
     config: &Config,
     identity: Identity,
     interfaces: ListInterfaces,
-    questions: mpsc::Sender<Question>,
+    requests: mpsc::Sender<PeerRequest>,
 ) -> Result<(LanHandle, Lan), LanError> {
     let sockets: Result<Vec<_>, _> = sockets.into_iter().map(Socket::new).collect();
     let sockets = sockets?;
@@ -122,7 +117,7 @@ pub fn open(
     ));
     Ok((
         LanHandle::new(Arc::clone(&shared)),
-        Lan::new(shared, questions),
+        Lan::new(shared, requests),
     ))
 }
 
@@ -138,8 +133,6 @@ fn settings(config: &Config, sockets: &[Socket], http_port: u16) -> Settings {
         wake_timeout: discovery.wake_timeout,
         port,
         http_port,
-        static_peers: addresses.map(crate::protocol::canonical).collect(),
-        rate: SOURCE_RATE,
-        burst: SOURCE_BURST,
+        configured: addresses.map(crate::protocol::canonical).collect(),
     }
 }

@@ -2,16 +2,20 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, io,
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use super::changes::Watch;
-use crate::protocol::{Interface, Network, networks};
+use crate::protocol::{
+    Interface, Network,
+    discovery::{Link, Scope},
+    networks,
+};
 
 /// Lists the interfaces of the host.
-pub type ListInterfaces = Box<dyn Fn() -> Vec<Interface> + Send + Sync>;
+pub type ListInterfaces = Box<dyn Fn() -> io::Result<Vec<Interface>> + Send + Sync>;
 
 /// The list is at most this old when a request is sent, whatever the kernel tells of changes: it
 /// may not let us listen, and a listing may have failed.
@@ -23,15 +27,6 @@ const MIN_AGE: Duration = Duration::from_millis(100);
 /// A network that was away for less is still the one that heard our hello, unless the kernel
 /// says that it was interrupted.
 const ABSENCE: Duration = Duration::from_secs(60);
-
-/// What has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Change {
-    /// There is a network to send to.
-    pub(super) any: bool,
-    /// One of them has not been there of late.
-    pub(super) new: bool,
-}
 
 /// What our sockets can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +41,11 @@ pub(super) struct Networks {
     watch: Option<Watch>,
     reach: Reach,
     listed: Option<Instant>,
+    interfaces: Vec<Interface>,
     networks: Vec<Network>,
     addresses: HashSet<IpAddr>,
+    /// Why there is no network to ask on, if so.
+    warning: Option<String>,
     seen: HashMap<Key, Instant>,
     interruptions: u64,
 }
@@ -66,25 +64,80 @@ impl Networks {
             watch,
             reach,
             listed: None,
+            interfaces: Vec::new(),
             networks: Vec::new(),
             addresses: HashSet::new(),
+            warning: None,
             seen: HashMap::new(),
             interruptions: 0,
         }
     }
 
-    /// Where to send what all should hear. `everywhere`: on each network of either kind, so that
-    /// hosts of both hear it twice; else to an IPv6 link only where no broadcast is sent.
-    pub(super) fn targets(&self, everywhere: bool) -> impl Iterator<Item = &Network> {
-        let is_extra = |network: &Network| {
-            let Network::Link { has_broadcast, .. } = *network else {
-                return false;
-            };
-            has_broadcast
+    /// Where to send what everyone in `scope` should hear.
+    pub(super) fn targets(&self, scope: Scope) -> impl Iterator<Item = &Network> {
+        let is_in = move |network: &&Network| match (scope, **network) {
+            (Scope::Everywhere, _) => true,
+            (Scope::Interface(_), Network::Link { has_broadcast, .. }) if has_broadcast => false,
+            (Scope::Interface(index), network) => network.interface() == index,
+            (Scope::Ipv4On(index), Network::Broadcast { interface, .. }) => interface == index,
+            (Scope::Ipv4, Network::Broadcast { .. }) => true,
+            (Scope::Ipv4On(_) | Scope::Ipv4, Network::Link { .. }) => false,
         };
-        self.networks
-            .iter()
-            .filter(move |&network| everywhere || !is_extra(network))
+        self.networks.iter().filter(is_in)
+    }
+
+    /// The interfaces that are broadcast on.
+    pub(super) fn links(&self) -> Vec<Link> {
+        let mut links: Vec<Link> = Vec::new();
+        for network in &self.networks {
+            let interface = network.interface();
+            if links.iter().all(|link| link.interface != interface) {
+                let here = self.interfaces.iter().find(|one| one.index == interface);
+                let is_wireless = here.is_some_and(|one| one.is_wireless);
+                links.push(Link {
+                    interface,
+                    is_wireless,
+                });
+            }
+        }
+        links
+    }
+
+    /// The name of an interface; its index if it has gone.
+    pub(super) fn name_of(&self, interface: u32) -> String {
+        let here = self.interfaces.iter().find(|one| one.index == interface);
+        here.map_or_else(|| interface.to_string(), |one| one.name.clone())
+    }
+
+    /// The names of the interfaces that are broadcast on.
+    pub(super) fn names(&self) -> HashSet<String> {
+        let interfaces = self.networks.iter().map(Network::interface);
+        interfaces.map(|index| self.name_of(index)).collect()
+    }
+
+    /// Why there is no network to ask on, if so.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.warning.clone()
+    }
+
+    /// Whether `ip` is on a network of the interface with that index.
+    pub(super) fn is_on_link(&self, ip: IpAddr, interface: u32) -> bool {
+        let here = |one: &&Interface| one.index == interface;
+        match ip {
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => true,
+            _ => self
+                .interfaces
+                .iter()
+                .filter(here)
+                .any(|one| one.contains(ip)),
+        }
+    }
+
+    /// This machine was suspended: it may be elsewhere, and so may its peers.
+    pub(super) fn note_suspension(&mut self) {
+        self.invalidate();
+        self.seen.clear();
+        self.interruptions += 1;
     }
 
     /// Whether `ip` is an address of this machine. Scopes do not count: of two interfaces on one
@@ -104,21 +157,26 @@ impl Networks {
     }
 
     /// Lists the interfaces if they have changed, or that was not done a moment ago; `suspect`: a
-    /// send has failed as if the list were wrong. `allow` says which names to send on.
+    /// send has failed as if the list were wrong. `allow` says which names to send on. Returns
+    /// whether a network has come that was not there of late, if the list was made.
     pub(super) fn refresh(
         &mut self,
         now: Instant,
         suspect: bool,
         allow: impl Fn(&str) -> bool,
-    ) -> Option<Change> {
+    ) -> Option<bool> {
         // Taken before the list is made: what changes meanwhile is told next time.
-        let mut interrupted = self.take_changes();
+        let (mut interrupted, has_new_route) = self.take_changes();
         let age = if suspect { MIN_AGE } else { MAX_AGE };
         if self.listed.is_some_and(|at| now < at + age) {
             return None;
         }
         self.listed = Some(now);
-        let interfaces = (self.list)();
+        let listed = (self.list)();
+        let failure = listed.as_ref().err().map(|error| {
+            format!("cannot ask for paths: the network interfaces cannot be listed: {error}")
+        });
+        let interfaces = listed.unwrap_or_default();
         let addresses: HashSet<IpAddr> = interfaces
             .iter()
             .map(|one| one.address.to_canonical())
@@ -126,29 +184,55 @@ impl Networks {
         interrupted |= !self.addresses.is_subset(&addresses);
         self.interruptions += u64::from(interrupted);
         self.addresses = addresses;
-        self.networks = networks(&interfaces, allow);
+        self.networks = networks(&interfaces, &allow);
         let reach = self.reach;
         self.networks
             .retain(|network| reach.links || !matches!(network, Network::Link { .. }));
         self.seen.retain(|_, &mut at| now < at + ABSENCE);
-        let mut new = false;
+        let mut is_new = has_new_route;
         for network in &self.networks {
-            new |= self.seen.insert(key(network), now).is_none();
+            is_new |= self.seen.insert(key(network), now).is_none();
         }
-        Some(Change {
-            any: !self.networks.is_empty(),
-            new,
-        })
+        self.interfaces = interfaces;
+        let warning = failure.or_else(|| self.no_network(allow));
+        if let Some(warning) = warning
+            .as_ref()
+            .filter(|it| self.warning.as_ref() != Some(it))
+        {
+            log::warn!("{warning}");
+        }
+        self.warning = warning;
+        Some(is_new)
     }
 
-    /// Whether a link was interrupted since the last look.
-    fn take_changes(&mut self) -> bool {
+    /// Why none of the interfaces can be asked on, if there is one that could be expected to.
+    fn no_network(&self, allow: impl Fn(&str) -> bool) -> Option<String> {
+        if !self.networks.is_empty() {
+            return None;
+        }
+        let reasons: Vec<String> = self
+            .interfaces
+            .iter()
+            .filter(|one| one.is_up && !one.address.is_loopback() && allow(&one.name))
+            .map(|one| format!("{} has {}/{}", one.name, one.address, one.prefix))
+            .collect();
+        if reasons.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "cannot ask for paths: no interface has a private network that can be broadcast to ({})",
+            reasons.join(", ")
+        ))
+    }
+
+    /// Whether a link was interrupted since the last look, and whether there is a new route.
+    fn take_changes(&mut self) -> (bool, bool) {
         let Some(watch) = &self.watch else {
-            return false;
+            return (false, false);
         };
         let changes = watch.take();
         if !changes.any {
-            return false;
+            return (false, false);
         }
         self.invalidate();
         if changes.missed {
@@ -159,7 +243,8 @@ impl Networks {
             .retain(|(interface, _), _| !is_interrupted(interface));
         // An interface that we are not on, such as one of a container, is no interruption.
         let mut ours = self.networks.iter().map(Network::interface);
-        changes.missed || ours.any(|interface| is_interrupted(&interface))
+        let is_ours = ours.any(|interface| is_interrupted(&interface));
+        (changes.missed || is_ours, changes.new_route)
     }
 }
 
@@ -193,7 +278,7 @@ mod tests {
     fn host(links: bool) -> (Networks, Arc<Mutex<Vec<Interface>>>) {
         let interfaces = Arc::new(Mutex::new(Vec::new()));
         let listed = Arc::clone(&interfaces);
-        let list = Box::new(move || listed.lock().unwrap().clone());
+        let list = Box::new(move || Ok(listed.lock().unwrap().clone()));
         let mut networks = Networks::new(list, Reach { links });
         networks.watch = None;
         (networks, interfaces)
@@ -208,18 +293,19 @@ mod tests {
             can_multicast: true,
             address: address.parse().unwrap(),
             is_tentative: false,
+            is_wireless: index == 3,
             prefix,
             broadcast: None,
         }
     }
 
-    fn targets(networks: &Networks, everywhere: bool) -> Vec<String> {
-        let targets = networks.targets(everywhere);
+    fn targets(networks: &Networks, scope: Scope) -> Vec<String> {
+        let targets = networks.targets(scope);
         targets.map(|one| one.everybody(1).to_string()).collect()
     }
 
     #[test]
-    fn a_link_with_broadcast_is_a_target_only_where_all_are() {
+    fn a_scope_names_its_networks() {
         let list = [
             interface(2, "10.0.0.1", 24),
             interface(2, "fe80::1", 64),
@@ -229,27 +315,71 @@ mod tests {
             let (mut networks, interfaces) = host(links);
             interfaces.lock().unwrap().extend(list.clone());
             networks.refresh(Instant::now(), false, |_| true).unwrap();
-            let mut expected = vec!["10.0.0.255:1"];
-            expected.extend(links.then_some("[ff02::1%3]:1"));
-            assert_eq!(targets(&networks, false), expected);
-            expected.splice(1..1, links.then_some("[ff02::1%2]:1"));
-            assert_eq!(targets(&networks, true), expected);
+            let on_links = |all: &[&str]| -> Vec<String> {
+                let is_sent = |it: &&&str| links || !it.starts_with('[');
+                all.iter()
+                    .filter(is_sent)
+                    .map(|it| (*it).to_owned())
+                    .collect()
+            };
+            for (scope, all) in [
+                (
+                    Scope::Everywhere,
+                    &["10.0.0.255:1", "[ff02::1%2]:1", "[ff02::1%3]:1"][..],
+                ),
+                (Scope::Interface(2), &["10.0.0.255:1"]),
+                (Scope::Interface(3), &["[ff02::1%3]:1"]),
+                (Scope::Ipv4, &["10.0.0.255:1"]),
+                (Scope::Ipv4On(2), &["10.0.0.255:1"]),
+                (Scope::Ipv4On(3), &[]),
+            ] {
+                assert_eq!(targets(&networks, scope), on_links(all), "{scope:?}");
+            }
+            let links_of = networks.links();
+            assert_eq!(links_of.len(), 1 + usize::from(links));
+            assert!(
+                links_of
+                    .iter()
+                    .all(|it| it.is_wireless == (it.interface == 3))
+            );
+            assert!(networks.is_on_link("10.0.0.77".parse().unwrap(), 2));
+            assert!(!networks.is_on_link("10.0.0.77".parse().unwrap(), 3));
+            assert!(!networks.is_on_link("10.0.1.7".parse().unwrap(), 2));
+            assert!(networks.is_on_link("fe80::7".parse().unwrap(), 3));
         }
+    }
+
+    #[test]
+    fn a_host_without_a_network_to_ask_on_says_why() {
+        let (mut networks, interfaces) = host(true);
+        networks.refresh(Instant::now(), false, |_| true).unwrap();
+        assert_eq!(networks.warning(), None, "nothing is plugged in");
+        interfaces
+            .lock()
+            .unwrap()
+            .push(interface(2, "10.0.0.1", 32));
+        let later = Instant::now() + MAX_AGE;
+        networks.refresh(later, false, |_| true).unwrap();
+        let warning = networks.warning().unwrap();
+        assert!(warning.contains("lan0 has 10.0.0.1/32"), "{warning}");
+        networks.list = Box::new(|| Err(io::ErrorKind::PermissionDenied.into()));
+        networks.refresh(later + MAX_AGE, false, |_| true).unwrap();
+        let warning = networks.warning().unwrap();
+        assert!(warning.contains("cannot be listed"), "{warning}");
     }
 
     #[test]
     fn without_a_word_from_the_kernel_the_list_is_made_again_after_a_second() {
         let (mut networks, interfaces) = host(true);
         let start = Instant::now();
-        let change = networks.refresh(start, false, |_| true).unwrap();
-        assert!(!change.any && !change.new);
+        assert_eq!(networks.refresh(start, false, |_| true), Some(false));
         interfaces.lock().unwrap().push(interface(3, "fe80::2", 64));
         let soon = start + Duration::from_millis(999);
         assert_eq!(networks.refresh(soon, false, |_| true), None);
-        let change = networks.refresh(start + MAX_AGE, false, |_| true).unwrap();
-        assert!(change.any && change.new);
+        let listed = networks.refresh(start + MAX_AGE, false, |_| true);
+        assert_eq!(listed, Some(true));
         let again = networks.refresh(start + 2 * MAX_AGE, false, |_| true);
-        assert!(again.is_some_and(|change| change.any && !change.new));
+        assert_eq!(again, Some(false));
     }
 
     #[test]

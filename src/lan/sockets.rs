@@ -1,18 +1,38 @@
 //! The UDP sockets: which of them reaches whom, and sending without ever waiting.
 
 use std::{
-    io::{self, IoSlice},
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd,
     task::{Context, Poll},
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, recvfrom, sendmsg};
+use nix::{
+    cmsg_space,
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+        setsockopt, sockopt,
+    },
+};
 use socket2::SockRef;
-use tokio::net::UdpSocket;
+use tokio::{io::Interest, net::UdpSocket};
 
 use super::{LanError, networks::Reach};
 use crate::protocol::{Network, canonical};
+
+/// A datagram that has come in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Received {
+    /// Its bytes in the buffer; a longer one is cut to that.
+    pub(super) length: usize,
+    pub(super) from: SocketAddr,
+    /// Index of the interface; 0 if the kernel does not say.
+    pub(super) interface: u32,
+    /// Our address to answer from; none for a multicast.
+    pub(super) local: Option<IpAddr>,
+    /// It was sent to all of a network.
+    pub(super) is_broadcast: bool,
+}
 
 /// One socket, ours or inherited.
 #[derive(Debug)]
@@ -42,6 +62,15 @@ impl Socket {
             }
             IpAddr::V6(_) => local.is_ipv4(),
         };
+        // Without it answers leave from whatever address the routes prefer.
+        if speaks_ipv4 {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)
+                .map_err(|errno| inspect(errno.into()))?;
+        }
+        if is_ipv6 {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
+                .map_err(|errno| inspect(errno.into()))?;
+        }
         let send_buffer = SockRef::from(&socket).send_buffer_size().map_err(inspect)?;
         Ok(Self {
             socket,
@@ -73,23 +102,59 @@ impl Socket {
         self.socket.poll_recv_ready(context)
     }
 
-    /// One datagram, if there is one; longer ones are cut to the buffer.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket.try_recv_from(buffer)
+    /// One datagram, if there is one.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        self.socket
+            .try_io(Interest::READABLE, || self.receive_now(buffer))
     }
 
     /// The same from the system itself, whose word the runtime may not have heard yet.
-    pub(super) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let (length, from) = recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), buffer)?;
-        let v4 = from.as_ref().and_then(SockaddrStorage::as_sockaddr_in);
-        let v6 = from.as_ref().and_then(SockaddrStorage::as_sockaddr_in6);
+    pub(super) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut control = cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<SockaddrStorage>(
+            self.socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            MsgFlags::empty(),
+        )?;
+        let source = message.address.as_ref();
+        let v4 = source.and_then(SockaddrStorage::as_sockaddr_in);
+        let v6 = source.and_then(SockaddrStorage::as_sockaddr_in6);
         let from = match (v4, v6) {
             (Some(v4), _) => SocketAddr::V4((*v4).into()),
             (_, Some(v6)) => SocketAddr::V6((*v6).into()),
             // A socket of ours has no other kind; port 0 is dropped.
             _ => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
         };
-        Ok((length, from))
+        let mut received = Received {
+            length: message.bytes,
+            from,
+            interface: 0,
+            local: None,
+            is_broadcast: false,
+        };
+        // A dual-stack socket tells of an IPv4 datagram in both ways; the IPv4 one says more.
+        for part in message.cmsgs()? {
+            match part {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    let [to, local] = [info.ipi_addr, info.ipi_spec_dst]
+                        .map(|it| Ipv4Addr::from_bits(u32::from_be(it.s_addr)));
+                    received.interface = u32::try_from(info.ipi_ifindex).unwrap_or(0);
+                    received.local = Some(local.into());
+                    received.is_broadcast = to != local;
+                    break;
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    let to = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    received.interface = info.ipi6_ifindex;
+                    received.is_broadcast = to.is_multicast();
+                    received.local = (!to.is_multicast()).then_some(to.to_canonical());
+                }
+                _ => {}
+            }
+        }
+        Ok(received)
     }
 
     /// Whether there is room for an answer to a stranger. What is sent to a machine that does not
@@ -116,28 +181,63 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends as [`Self::send`], from our address `local`.
+    pub(super) fn send_from(&self, local: IpAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let (IpAddr::V6(local), SocketAddr::V6(v6)) = (local, to) else {
+            let IpAddr::V4(local) = local else {
+                return self.send(to, bytes);
+            };
+            return self.send_with_info(0, local, to, bytes);
+        };
+        let info = libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr {
+                s6_addr: local.octets(),
+            },
+            ipi6_ifindex: v6.scope_id(),
+        };
+        sendmsg(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            &[ControlMessage::Ipv6PacketInfo(&info)],
+            MsgFlags::empty(),
+            Some(&SockaddrStorage::from(to)),
+        )?;
+        Ok(())
+    }
+
     /// Sends to all of a network, through its interface whatever the routes say.
     pub(super) fn broadcast(&self, network: &Network, port: u16, bytes: &[u8]) -> io::Result<()> {
         let to = network.everybody(port);
         match network {
-            Network::Broadcast { interface, .. } => self.broadcast_through(*interface, to, bytes),
+            Network::Broadcast {
+                interface, address, ..
+            } => self.send_with_info(*interface, *address, to, bytes),
             // The scope of the address is the interface. No router passes it on, nor does the
             // hop limit of 1, the default, let it.
             Network::Link { .. } => self.send(to, bytes),
         }
     }
 
-    fn broadcast_through(&self, interface: u32, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    /// Sends by IPv4 through an interface (0: as the routes say), from our address `local`.
+    fn send_with_info(
+        &self,
+        interface: u32,
+        local: Ipv4Addr,
+        to: SocketAddr,
+        bytes: &[u8],
+    ) -> io::Result<()> {
         let to = self.destination(to);
-        let through = libc::in_pktinfo {
+        let info = libc::in_pktinfo {
             ipi_ifindex: i32::try_from(interface).unwrap_or(0),
-            ipi_spec_dst: libc::in_addr { s_addr: 0 },
+            ipi_spec_dst: libc::in_addr {
+                s_addr: local.to_bits().to_be(),
+            },
             ipi_addr: libc::in_addr { s_addr: 0 },
         };
         sendmsg(
             self.socket.as_raw_fd(),
             &[IoSlice::new(bytes)],
-            &[ControlMessage::Ipv4PacketInfo(&through)],
+            &[ControlMessage::Ipv4PacketInfo(&info)],
             MsgFlags::empty(),
             Some(&SockaddrStorage::from(to)),
         )?;

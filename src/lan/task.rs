@@ -1,11 +1,23 @@
 //! The one task: receives, and keeps time.
 
-use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::mpsc, time};
 use tokio_util::sync::CancellationToken;
 
-use super::{LanError, Question, errnos::Fault, handle::Shared, sockets::Socket};
+use super::{
+    LanError,
+    errnos::Fault,
+    handle::Shared,
+    sockets::{Received, Socket},
+};
+use crate::protocol::discovery::PeerRequest;
 
 /// Datagrams taken from one socket before the others, the clock and the stop are looked at.
 const BATCH: usize = 64;
@@ -20,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Lan {
     shared: Arc<Shared>,
-    questions: mpsc::Sender<Question>,
+    requests: mpsc::Sender<PeerRequest>,
     /// The socket that is looked at first.
     next: usize,
 }
@@ -32,10 +44,10 @@ enum Batch {
 }
 
 impl Lan {
-    pub(super) fn new(shared: Arc<Shared>, questions: mpsc::Sender<Question>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::Sender<PeerRequest>) -> Self {
         Self {
             shared,
-            questions,
+            requests,
             next: 0,
         }
     }
@@ -46,9 +58,12 @@ impl Lan {
         let closing = Closing(Arc::clone(&self.shared));
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            let deadline = closing.0.lock().core.deadline();
+            let now = Instant::now();
+            let deadline = closing.0.lock().core.deadline(now);
             let timer = async {
                 match deadline {
+                    // A timer takes up to a millisecond, also if it is due.
+                    Some(at) if at <= now => {}
                     Some(at) => time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
@@ -56,7 +71,8 @@ impl Lan {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = closing.0.wake.notified() => {}
+                // Requests that are ready now are read first: what they look up goes out together.
+                () = closing.0.wake.notified() => tokio::task::yield_now().await,
                 // Who has answered in time is heard, however late we get to it.
                 () = timer => self.read_all(&mut buffer)?,
                 (socket, ready) = self.readable() => {
@@ -72,7 +88,7 @@ impl Lan {
             let mut state = closing.0.lock();
             closing.0.expire(&mut state);
             for ping in state.pings.drain(..) {
-                // Whoever asked may have given up.
+                // The asker may have given up.
                 ping.send(()).ok();
             }
         }
@@ -113,20 +129,20 @@ impl Lan {
         &self,
         socket: usize,
         buffer: &mut [u8],
-        receive: impl Fn(&Socket, &mut [u8]) -> io::Result<(usize, SocketAddr)>,
+        receive: impl Fn(&Socket, &mut [u8]) -> io::Result<Received>,
     ) -> Result<Batch, LanError> {
         let mut state = self.shared.lock();
         let mut batch = Batch::Failed;
         for _ in 0..BATCH {
             match receive(&self.shared.sockets[socket], buffer) {
-                Ok((length, from)) => {
+                Ok(received) => {
                     batch = Batch::Read;
                     self.shared.receive(
                         &mut state,
                         socket,
-                        from,
-                        &buffer[..length],
-                        &self.questions,
+                        &received,
+                        &buffer[..received.length],
+                        &self.requests,
                     );
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Batch::Read),

@@ -3,9 +3,16 @@
 //! One that was made from an address that is not ours any more hangs: what is sent on it goes
 //! nowhere, and nobody says so. Over another network the same address may be another machine.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
 
 use reqwest::RequestBuilder;
+
+/// Connections are given up at most so often because a request on one of them had no answer: a
+/// slow peer must not cost all others their connections.
+const GIVEN_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
@@ -13,23 +20,52 @@ pub(super) struct Connections(Arc<RwLock<Current>>);
 
 #[derive(Debug)]
 struct Current {
-    http: reqwest::Client,
-    /// Interruptions of our networks before these connections were made.
+    pooled: reqwest::Client,
+    /// Opens a connection for each request and keeps none.
+    unpooled: reqwest::Client,
+    /// Interruptions of our networks before the pooled connections were made.
     interruptions: u64,
+    given_up: Option<Instant>,
+}
+
+/// Which connection a request takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Connection {
+    /// One that is open already, if there is one.
+    Pooled,
+    /// A new one.
+    Fresh,
 }
 
 impl Connections {
     pub(super) fn new() -> Result<Self, reqwest::Error> {
         let current = Current {
-            http: client()?,
+            pooled: client(usize::MAX)?,
+            unpooled: client(0)?,
             interruptions: 0,
+            given_up: None,
         };
         Ok(Self(Arc::new(RwLock::new(current))))
     }
 
-    pub(super) fn get(&self, url: String) -> RequestBuilder {
+    pub(super) fn get(&self, connection: Connection, url: String) -> RequestBuilder {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        current.http.get(url)
+        match connection {
+            Connection::Pooled => current.pooled.get(url),
+            Connection::Fresh => current.unpooled.get(url),
+        }
+    }
+
+    /// A request was answered on a fresh connection and not on a pooled one: the pooled ones may
+    /// lead nowhere.
+    pub(super) fn give_up_pooled(&self) {
+        let now = Instant::now();
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let is_early = |at| now.duration_since(at) < GIVEN_UP_EVERY;
+        if !current.given_up.is_some_and(is_early) {
+            current.given_up = Some(now);
+            current.replace_pool();
+        }
     }
 
     /// Lets no request from now on use a connection from before the last of so many
@@ -44,22 +80,29 @@ impl Connections {
             return;
         }
         current.interruptions = interruptions;
-        match client() {
-            Ok(http) => current.http = http,
+        current.replace_pool();
+    }
+}
+
+impl Current {
+    fn replace_pool(&mut self) {
+        match client(usize::MAX) {
+            Ok(pooled) => self.pooled = pooled,
             Err(error) => log::debug!("connections to peers are kept: {error}"),
         }
     }
 }
 
 /// A client that ignores proxies of the environment, follows no redirect, decodes nothing and
-/// speaks HTTP/1.1.
-fn client() -> Result<reqwest::Client, reqwest::Error> {
+/// speaks HTTP/1.1. It keeps so many idle connections to each peer.
+fn client(idle_connections: usize) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .http1_only()
         .tcp_nodelay(true)
         .connect_timeout(super::CONNECT_TIMEOUT)
+        .pool_max_idle_per_host(idle_connections)
         .pool_idle_timeout(super::IDLE_CONNECTION_TIMEOUT)
         .dns_resolver(super::address::OnlyOurNames)
         .build()
@@ -105,9 +148,33 @@ mod tests {
         let connections = Connections::new().unwrap();
         for (interruptions, expected) in [(0, 1), (0, 1), (1, 2), (1, 2), (0, 2), (5, 3)] {
             connections.clone().renew(interruptions);
-            let answer = connections.get(url.clone()).send().await.unwrap();
-            answer.bytes().await.unwrap();
+            get(&connections, Connection::Pooled, &url).await;
             assert_eq!(accepted.load(Ordering::Relaxed), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_fresh_connection_is_used_once_and_pooled_ones_can_be_given_up() {
+        let (url, accepted) = server();
+        let connections = Connections::new().unwrap();
+        for (connection, expected) in [
+            (Connection::Pooled, 1),
+            (Connection::Fresh, 2),
+            (Connection::Fresh, 3),
+            (Connection::Pooled, 3),
+        ] {
+            get(&connections, connection, &url).await;
+            assert_eq!(accepted.load(Ordering::Relaxed), expected);
+        }
+        for _ in 0..2 {
+            connections.give_up_pooled();
+            get(&connections, Connection::Pooled, &url).await;
+            assert_eq!(accepted.load(Ordering::Relaxed), 4, "not twice in a second");
+        }
+    }
+
+    async fn get(connections: &Connections, connection: Connection, url: &str) {
+        let response = connections.get(connection, url.to_owned()).send().await;
+        response.unwrap().bytes().await.unwrap();
     }
 }

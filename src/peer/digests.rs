@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use reqwest::StatusCode;
 
-use super::{Client, PeerError};
+use super::{Client, PeerError, Target};
 use crate::protocol::{
     PeerAddr,
     pieces::{DIGEST_BYTES, PieceDigest},
@@ -31,7 +31,7 @@ impl Client {
         path: &str,
         count: u64,
     ) -> Result<PieceDigests, PeerError> {
-        let response = self.send(peer, path, None).await?;
+        let response = self.send_to(&Target::of_peer(peer, path), None).await?;
         if response.status() != StatusCode::OK {
             return Err(PeerError::Status {
                 peer,

@@ -8,10 +8,9 @@ mod connections;
 mod digests;
 mod nar_body;
 mod plain_cache;
-mod summary;
 mod unpacked;
 
-use std::{borrow::Cow, ops::Range, time::Duration};
+use std::{borrow::Cow, ops::Range, pin::pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -23,16 +22,22 @@ use reqwest::{
 pub use digests::PieceDigests;
 pub use nar_body::NarBody;
 pub use plain_cache::Packing;
-pub use summary::SummaryAnswer;
 
 use crate::protocol::PeerAddr;
-use connections::Connections;
+use connections::{Connection, Connections};
 
 /// A peer of the same network accepts within one round trip; a host that is gone says nothing.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A narinfo is one database query away, from a daemon that is awake.
-const NARINFO_TIMEOUT: Duration = Duration::from_millis(500);
+/// A narinfo is one database query away, and the daemon over there may have to start first.
+const NARINFO_HEAD_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The body of a narinfo, up to `limits.narinfo`, on a slow link.
+const NARINFO_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A request without an answer for so long gets a second one beside it on a fresh connection: the
+/// kernel repeats a lost SYN only after 1 s, and a pooled connection may lead nowhere.
+pub const SECOND_CONNECTION_AFTER: Duration = Duration::from_millis(100);
 
 /// The head of a NAR answer comes after the holder has listed the path's files.
 const NAR_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,6 +98,12 @@ pub enum PeerError {
         #[source]
         source: std::io::Error,
     },
+    /// A body that broke off, or did not come to its end in time.
+    #[error("{peer} began an answer and did not end it")]
+    Incomplete {
+        /// The peer.
+        peer: PeerAddr,
+    },
     /// The connection broke.
     #[error("the connection to {peer} broke")]
     Broken {
@@ -110,14 +121,18 @@ impl PeerError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Late { .. } | Self::Broken { .. } => true,
+            Self::Incomplete { .. } => true,
             Self::Status { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Length { .. } | Self::OtherBytes { .. } | Self::Packed { .. } => false,
         }
     }
 
-    /// Whether no connection came about in all the time that there was for it.
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Connect { source, .. } if source.is_timeout())
+    /// Whether there was no connection, or none that led to an answer.
+    pub fn is_transport(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. } | Self::Late { .. } | Self::Broken { .. }
+        )
     }
 
     /// A word for metrics and the journal.
@@ -129,7 +144,7 @@ impl PeerError {
             Self::Length { .. } => "wrong-length",
             Self::OtherBytes { .. } => "other-bytes",
             Self::Packed { .. } => "not-unpacked",
-            Self::Broken { .. } => "broken",
+            Self::Broken { .. } | Self::Incomplete { .. } => "broken",
         }
     }
 }
@@ -174,22 +189,24 @@ impl Client {
         path: &str,
         limit: u64,
     ) -> Result<Bytes, PeerError> {
-        let fetch = async {
-            let response = self.send(peer, path, None).await?;
-            if response.status() != StatusCode::OK {
-                return Err(PeerError::Status {
-                    peer,
-                    status: response.status(),
-                });
-            }
-            whole(peer, response, limit).await
-        };
-        tokio::time::timeout(NARINFO_TIMEOUT, fetch)
-            .await
-            .unwrap_or(Err(PeerError::Late {
-                peer,
-                limit: NARINFO_TIMEOUT,
-            }))
+        let target = Target::of_peer(peer, path);
+        let sent = self.send(&target, None);
+        let response = within(peer, NARINFO_HEAD_TIMEOUT, sent).await?;
+        if response.status() != StatusCode::OK {
+            let status = response.status();
+            return Err(PeerError::Status { peer, status });
+        }
+        match tokio::time::timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
+            Ok(Err(PeerError::Broken { .. })) | Err(_) => Err(PeerError::Incomplete { peer }),
+            Ok(body) => body,
+        }
+    }
+
+    /// Whether `peer` answers a request at all, on a fresh connection.
+    pub async fn is_reachable(&self, peer: PeerAddr) -> bool {
+        let target = Target::of_peer(peer, "nix-cache-info");
+        let sent = self.send_once(&target, None, Connection::Fresh);
+        within(peer, NARINFO_HEAD_TIMEOUT, sent).await.is_ok()
     }
 
     /// Opens `range`, not empty, of the NAR of `size` bytes behind `path`. A holder without
@@ -212,13 +229,12 @@ impl Client {
     ) -> Result<NarBody, PeerError> {
         let peer = target.peer;
         let partial = range != (0..size);
-        let sent = self.send_to(target, partial.then_some(&range));
-        let response = tokio::time::timeout(NAR_HEAD_TIMEOUT, sent)
-            .await
-            .unwrap_or(Err(PeerError::Late {
-                peer,
-                limit: NAR_HEAD_TIMEOUT,
-            }))?;
+        let range_sent = partial.then_some(&range);
+        let response = if target.host.is_none() {
+            within(peer, NAR_HEAD_TIMEOUT, self.send(target, range_sent)).await?
+        } else {
+            within(peer, NAR_HEAD_TIMEOUT, self.send_to(target, range_sent)).await?
+        };
         if response.headers().contains_key(CONTENT_ENCODING) {
             return Err(PeerError::OtherBytes { peer });
         }
@@ -247,14 +263,31 @@ impl Client {
         }
     }
 
-    /// Sends a request to a peer.
+    /// Sends a request to a peer. One that has no answer after [`SECOND_CONNECTION_AFTER`] is sent
+    /// a second time on a fresh connection; whichever is answered first counts.
     async fn send(
         &self,
-        peer: PeerAddr,
-        path: &str,
+        target: &Target<'_>,
         range: Option<&Range<u64>>,
     ) -> Result<Response, PeerError> {
-        self.send_to(&Target::of_peer(peer, path), range).await
+        let mut first = pin!(self.send_to(target, range));
+        if let Ok(sent) = tokio::time::timeout(SECOND_CONNECTION_AFTER, first.as_mut()).await {
+            return sent;
+        }
+        let mut second = pin!(self.send_once(target, range, Connection::Fresh));
+        tokio::select! {
+            sent = first.as_mut() => match sent {
+                Ok(response) => Ok(response),
+                Err(_) => second.await,
+            },
+            sent = second.as_mut() => match sent {
+                Ok(response) => {
+                    self.http.give_up_pooled();
+                    Ok(response)
+                }
+                Err(_) => first.await,
+            },
+        }
     }
 
     /// Sends a request; once more if the connection broke before an answer, as one that was
@@ -264,8 +297,8 @@ impl Client {
         target: &Target<'_>,
         range: Option<&Range<u64>>,
     ) -> Result<Response, PeerError> {
-        match self.send_once(target, range).await {
-            Err(PeerError::Broken { .. }) => self.send_once(target, range).await,
+        match self.send_once(target, range, Connection::Pooled).await {
+            Err(PeerError::Broken { .. }) => self.send_once(target, range, Connection::Fresh).await,
             sent => sent,
         }
     }
@@ -274,10 +307,11 @@ impl Client {
         &self,
         target: &Target<'_>,
         range: Option<&Range<u64>>,
+        connection: Connection,
     ) -> Result<Response, PeerError> {
         let peer = target.peer;
         let url = address::url(peer.socket_addr(), &target.path);
-        let request = self.http.get(url);
+        let request = self.http.get(connection, url);
         let mut request = match target.host {
             Some(host) => request.header(HOST, host),
             None => request.header(HOST, address::host(peer.socket_addr())),
@@ -287,6 +321,16 @@ impl Client {
         }
         request.send().await.map_err(|source| sort(peer, source))
     }
+}
+
+/// What comes of `sent` within `limit`.
+async fn within(
+    peer: PeerAddr,
+    limit: Duration,
+    sent: impl Future<Output = Result<Response, PeerError>>,
+) -> Result<Response, PeerError> {
+    let sent = tokio::time::timeout(limit, sent).await;
+    sent.unwrap_or(Err(PeerError::Late { peer, limit }))
 }
 
 /// Why there is no answer.

@@ -181,3 +181,51 @@ async fn a_nar_of_another_length_or_other_bytes_is_an_error() {
         assert!(result.is_err(), "{answer:?} was taken");
     }
 }
+
+/// Takes connections and answers none of the first `unanswered` ones.
+async fn peer_that_answers_after(unanswered: usize) -> PeerAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+    let peer = PeerAddr::new(listener.local_addr().expect("address")).expect("peer");
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("connection");
+            if open.len() >= unanswered {
+                let mut request = [0; 16];
+                stream.read_exact(&mut request).await.expect("request");
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+                stream.write_all(answer).await.expect("answer");
+            }
+            open.push(stream);
+        }
+    });
+    peer
+}
+
+#[tokio::test]
+async fn a_request_without_an_answer_gets_a_second_one_beside_it() {
+    let peer = peer_that_answers_after(1).await;
+    let client = Client::new().expect("client");
+    let began = std::time::Instant::now();
+    let body = client.narinfo(peer, "x", 10).await.expect("narinfo");
+    assert_eq!(body, "hello");
+    let took = began.elapsed();
+    assert!(
+        (SECOND_CONNECTION_AFTER..Duration::from_millis(400)).contains(&took),
+        "{took:?}"
+    );
+    let peer = peer_that_answers_after(1).await;
+    let began = std::time::Instant::now();
+    let body = client.nar(peer, "x", 0..5, 5).await.expect("NAR");
+    assert_eq!(read(body).await.expect("bytes"), b"hello");
+    assert!(began.elapsed() < Duration::from_millis(400));
+}
+
+#[tokio::test]
+async fn a_peer_is_reachable_when_it_answers_anything() {
+    let client = Client::new().expect("client");
+    let (peer, _question) =
+        peer_that_answers("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(client.is_reachable(peer).await);
+    assert!(!client.is_reachable(peer_that_answers_after(9).await).await);
+}

@@ -22,6 +22,8 @@ pub struct Interface {
     pub can_multicast: bool,
     /// The address.
     pub address: IpAddr,
+    /// An access point may hold broadcasts on it back.
+    pub is_wireless: bool,
     /// It cannot be sent from: not yet, or never, because another host has it.
     pub is_tentative: bool,
     /// Bits of its network.
@@ -129,6 +131,22 @@ impl Network {
 }
 
 impl Interface {
+    /// Whether `ip` is on the network of this address.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let prefix = u32::from(self.prefix);
+        match (self.address, ip) {
+            (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                let mask = u32::MAX.checked_shl(32 - prefix.min(32)).unwrap_or(0);
+                u32::from(own) & mask == u32::from(ip) & mask
+            }
+            (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                let mask = u128::MAX.checked_shl(128 - prefix.min(128)).unwrap_or(0);
+                u128::from(own) & mask == u128::from(ip) & mask
+            }
+            _ => false,
+        }
+    }
+
     fn broadcast_network(&self) -> Option<Network> {
         let IpAddr::V4(address) = self.address else {
             return None;
@@ -188,6 +206,7 @@ mod tests {
             can_broadcast: true,
             can_multicast: true,
             is_tentative: false,
+            is_wireless: false,
             address: address.parse().expect("an address"),
             prefix,
             broadcast: None,

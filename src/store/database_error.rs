@@ -99,6 +99,19 @@ impl DatabaseError {
         matches!(self, Self::Locked { .. } | Self::Unsettled { .. })
     }
 
+    /// Whether there is certainly nothing to be read until somebody does something.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.needs_operator() || matches!(self, Self::Missing { .. })
+    }
+
+    /// Whether it may be over within milliseconds, as when a writer comes or goes.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::HotJournal { .. } | Self::Wal { .. } | Self::Unsettled { .. } | Self::Read { .. }
+        )
+    }
+
     /// Whether it stays until somebody repairs it, while other states come and go with Nix's own work.
     pub fn needs_operator(&self) -> bool {
         matches!(

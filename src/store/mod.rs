@@ -5,56 +5,70 @@
 //! What is found is read from the database at the very request: the store changes under us, and
 //! garbage collection is no event that anyone tells.
 
+mod asks;
 mod database;
 mod database_error;
+mod database_files;
+mod decisions;
 mod directories;
+mod health;
 mod layouts;
 mod nar;
 mod nar_error;
+mod not_shared;
 mod pieces;
 mod rows;
+mod seen_rows;
 mod sharing;
-mod summary;
 mod tree;
 mod workers;
 
 use std::{
     collections::HashSet,
-    error::Error,
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use nix::unistd::{AccessFlags, eaccess};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
 pub use database_error::DatabaseError;
+pub use health::StoreStatus;
 pub use nar::{CHUNK_BYTES, Nar, NarStream, STREAM_BYTES};
 pub use nar_error::NarError;
+pub use not_shared::NotSharedReason;
 pub use pieces::{PieceStream, PiecesError};
 pub use rows::LocalPath;
-pub use sharing::{Decision, NotSharedReason, SharePolicy};
-pub use summary::SummaryError;
+pub use sharing::{Decision, SharePolicy};
 
 use self::{
     database::Database,
+    health::Health,
     layouts::Layouts,
     pieces::Pieces,
-    summary::Summaries,
     workers::{Bounds, Job, Refused, Workers},
 };
 use crate::{
     config,
-    format::{PathInfo, StoreDir, StorePathHash},
+    format::{PathInfo, StoreDir, StorePath, StorePathHash},
 };
 
 const BOUNDS: Bounds = Bounds {
+    name: "store",
     threads: 2,
     queue: 4_096,
     answer_within: Duration::from_secs(2),
     release_after: Duration::from_secs(5),
     stuck_after: Duration::from_secs(60),
+};
+
+const WALK_BOUNDS: Bounds = Bounds {
+    name: "store-walk",
+    threads: 1,
+    queue: 64,
+    ..BOUNDS
 };
 
 /// Damaged paths that are named in the journal, each once. Whoever has more knows it by then.
@@ -97,27 +111,6 @@ pub enum StoreError {
     Lost,
 }
 
-/// How the store was last seen.
-#[derive(Debug, Clone)]
-pub enum StoreStatus {
-    /// In order.
-    Available,
-    /// The database holds nothing, for that reason.
-    Unavailable(Arc<DatabaseError>),
-    /// A request has been running for that long.
-    Stuck(Duration),
-}
-
-impl fmt::Display for StoreStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Available => f.write_str("available"),
-            Self::Unavailable(error) => write!(f, "unavailable: {}", Chain(&**error)),
-            Self::Stuck(time) => write!(f, "no answer for {} s", time.as_secs()),
-        }
-    }
-}
-
 /// The store of this machine. Cheap to clone; the last clone ends its threads.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
@@ -129,10 +122,11 @@ struct Inner {
     dir: StoreDir,
     real_dir: PathBuf,
     workers: Workers,
+    /// Walks through closures, so that nothing else waits behind them.
+    walks: Workers,
     health: Arc<Health>,
     layouts: Arc<Layouts>,
     pieces: Pieces,
-    summaries: Summaries,
     /// Paths whose damage is in the journal already.
     damaged: Mutex<HashSet<StorePathHash>>,
 }
@@ -163,10 +157,10 @@ impl LocalStore {
                 dir: settings.dir.clone(),
                 real_dir: settings.real_dir().to_owned(),
                 workers: Workers::new(settings.database.clone(), bounds),
+                walks: Workers::new(settings.database.clone(), WALK_BOUNDS),
                 health: Arc::default(),
                 layouts: Arc::default(),
                 pieces: Pieces::default(),
-                summaries: Summaries::default(),
                 damaged: Mutex::default(),
             }),
         }
@@ -200,33 +194,6 @@ impl LocalStore {
         let policy = Arc::clone(policy);
         self.run(move |database| inner.decide(database, hash, &policy))
             .await
-    }
-
-    /// For each of `hashes` whether it may leave this machine, and of which generation that is
-    /// true: one job for all.
-    pub async fn which_shared(
-        &self,
-        hashes: Vec<StorePathHash>,
-        policy: &Arc<SharePolicy>,
-    ) -> Result<(Vec<bool>, u64), StoreError> {
-        let inner = Arc::clone(&self.inner);
-        let policy = Arc::clone(policy);
-        self.run(move |database| {
-            // Read first: what comes in meanwhile is of a later one.
-            let generation = database.read(rows::generation)?;
-            let shared = |&hash: &StorePathHash| {
-                let decision = inner.decide(database, hash, &policy)?;
-                Ok(matches!(decision, Some(Decision::Shared(_))))
-            };
-            let shared: Result<_, DatabaseError> = hashes.iter().map(shared).collect();
-            Ok((shared?, generation))
-        })
-        .await
-    }
-
-    /// The highest id of a valid path, 0 if nothing is held: grows whenever a path is added.
-    pub async fn generation(&self) -> Result<u64, StoreError> {
-        self.run(|database| database.read(rows::generation)).await
     }
 
     /// Walks the path's tree, unless that was done lately, and checks that its NAR has the
@@ -321,18 +288,32 @@ impl Inner {
         hash: StorePathHash,
         policy: &SharePolicy,
     ) -> Result<Option<Decision>, DatabaseError> {
-        let Some(path) = lookup(database, &self.dir, hash)? else {
+        let (path, now) = database.read_snapshot(|snapshot| {
+            let path = rows::path(snapshot.connection, &self.dir, hash)?;
+            Ok((path, snapshot.seen.stamp().clone()))
+        })?;
+        let Some(path) = path.filter(|path| self.has_files(&path.info.path)) else {
             return Ok(None);
         };
-        // The collector deletes rows first, but a damaged store has rows without files.
-        let file = self.real_dir.join(path.info.path.basename());
-        if let Err(error) = fs::symlink_metadata(file) {
-            log::debug!(hash:% = hash, reason:% = error; "valid, but has no file");
-            return Ok(None);
-        }
         policy
-            .decide(path, |hash| lookup(database, &self.dir, hash))
+            .decide(path, now, |hash| lookup(database, &self.dir, hash))
             .map(Some)
+    }
+
+    /// Whether the files of a valid path can be read. The collector deletes rows first, but a damaged
+    /// store has rows without files.
+    fn has_files(&self, path: &StorePath) -> bool {
+        let file = self.real_dir.join(path.basename());
+        let found = fs::symlink_metadata(&file).and_then(|metadata| {
+            if metadata.is_symlink() {
+                return Ok(());
+            }
+            Ok(eaccess(&file, AccessFlags::R_OK)?)
+        });
+        if let Err(error) = &found {
+            log::debug!(hash:% = path.hash(), reason:% = error; "valid, but its files cannot be read");
+        }
+        found.is_ok()
     }
 
     fn submit(&self, job: Job) -> Result<(), StoreError> {
@@ -357,76 +338,6 @@ impl Inner {
                 "the store is damaged: {error}; `nix-store --repair-path` may help"
             );
         }
-    }
-}
-
-/// What was last seen of the database, so that only changes are told.
-#[derive(Debug, Default)]
-struct Health(Mutex<LastSeen>);
-
-#[derive(Debug, Default)]
-struct LastSeen {
-    error: Option<Arc<DatabaseError>>,
-    stuck: bool,
-}
-
-impl Health {
-    fn worked(&self) {
-        let mut last = lock(&self.0);
-        if last.error.take().is_some() || std::mem::take(&mut last.stuck) {
-            log::info!("the Nix database is available again");
-        }
-    }
-
-    fn failed(&self, error: DatabaseError) -> Arc<DatabaseError> {
-        let error = Arc::new(error);
-        if error.is_transient() {
-            log::debug!(reason:% = Chain(&*error); "no answer of the Nix database");
-            return error;
-        }
-        let before = lock(&self.0).error.replace(Arc::clone(&error));
-        match before {
-            None => {
-                log::warn!(reason:% = Chain(&*error); "nothing is held: {}", Chain(&*error));
-            }
-            Some(before) if before.to_string() != error.to_string() => {
-                log::info!(reason:% = Chain(&*error); "still nothing is held: {}", Chain(&*error));
-            }
-            Some(_) => {}
-        }
-        error
-    }
-
-    fn stuck(&self, since: Duration) {
-        let mut last = lock(&self.0);
-        if !std::mem::replace(&mut last.stuck, true) {
-            log::warn!(
-                "nothing is held: the store has not answered for {} s",
-                since.as_secs()
-            );
-        }
-    }
-
-    fn status(&self) -> StoreStatus {
-        match &lock(&self.0).error {
-            Some(error) => StoreStatus::Unavailable(Arc::clone(error)),
-            None => StoreStatus::Available,
-        }
-    }
-}
-
-/// An error with all that caused it, in one line.
-struct Chain<'a>(&'a dyn Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut at = self.0;
-        while let Some(source) = at.source() {
-            write!(f, ": {source}")?;
-            at = source;
-        }
-        Ok(())
     }
 }
 

@@ -2,8 +2,12 @@
 
 use rusqlite::{Connection, types::ValueRef};
 
+use sha2::{Digest as _, Sha256};
+
+use super::seen_rows::Digest;
 use crate::format::{
     ContentAddress, NarHash, PathInfo, Signature, StoreDir, StorePath, StorePathHash,
+    signature::fingerprint,
 };
 
 /// The path and its references in one statement: one snapshot, because we sign what we read.
@@ -12,11 +16,6 @@ const PATH: &str = "\
     FROM (SELECT * FROM ValidPaths WHERE path >= ?1 AND path < ?2 ORDER BY path LIMIT 1) p \
     LEFT JOIN Refs f ON f.referrer = p.id \
     LEFT JOIN ValidPaths r ON r.id = f.reference";
-
-/// The paths after an id, in the order of their registration.
-const AFTER: &str = "SELECT id, path FROM ValidPaths WHERE id > ?1 ORDER BY id LIMIT ?2";
-
-const GENERATION: &str = "SELECT max(id) FROM ValidPaths";
 
 /// What the store knows of a path, read from the database at this very request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +30,25 @@ pub struct LocalPath {
     pub(super) reference_ids: Vec<i64>,
 }
 
+impl LocalPath {
+    /// Of everything in the row that a decision about sharing depends on. A path that is deleted
+    /// and made again has another one.
+    pub(super) fn digest(&self, dir: &StoreDir) -> Digest {
+        let mut digest = Sha256::new();
+        digest.update(self.id.to_be_bytes());
+        digest.update(fingerprint(dir, &self.info));
+        digest.update([u8::from(self.ultimate), u8::from(self.info.ca.is_some())]);
+        for signature in &self.info.signatures {
+            // Neither the text that is signed nor a signature has a line break in it.
+            digest.update(format!("\n{signature}"));
+        }
+        digest.finalize().into()
+    }
+}
+
 /// Compiles the statements: fails where a query would.
 pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.prepare_cached(PATH)?;
-    connection.prepare_cached(GENERATION)?;
-    connection.prepare_cached(AFTER)?;
     Ok(())
 }
 
@@ -77,33 +90,6 @@ pub(super) fn path(
     references.sort_unstable();
     (found.info.references, found.reference_ids) = references.into_iter().unzip();
     Ok(Some(found))
-}
-
-/// The highest id, 0 for an empty store.
-pub(super) fn generation(connection: &Connection) -> rusqlite::Result<u64> {
-    let highest: Option<i64> = connection
-        .prepare_cached(GENERATION)?
-        .query_row([], |row| row.get(0))?;
-    Ok(highest.and_then(|id| u64::try_from(id).ok()).unwrap_or(0))
-}
-
-/// Up to `most` rows after that with the id `after`: their ids, and their hashes if they have any.
-pub(super) fn after(
-    connection: &Connection,
-    dir: &StoreDir,
-    after: u64,
-    most: usize,
-) -> rusqlite::Result<Vec<(u64, Option<StorePathHash>)>> {
-    let mut statement = connection.prepare_cached(AFTER)?;
-    let row = |row: &rusqlite::Row<'_>| {
-        // Greater than one that is not negative.
-        let id = row.get::<_, i64>(0)?.unsigned_abs();
-        let path = text(row.get_ref(1)?).and_then(|path| StorePath::parse(dir, path).ok());
-        Ok((id, path.map(|path| path.hash())))
-    };
-    let after = i64::try_from(after).unwrap_or(i64::MAX);
-    let most = i64::try_from(most).unwrap_or(i64::MAX);
-    statement.query_map((after, most), row)?.collect()
 }
 
 /// What makes a row unusable: for the journal at debug.

@@ -3,14 +3,17 @@
 use std::{
     collections::HashMap,
     fmt,
-    num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use lru::LruCache;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
-use super::LocalPath;
+use super::{
+    LocalPath,
+    decisions::{Decided, Decisions},
+    not_shared::NotSharedReason,
+    seen_rows::{Digest, Stamp},
+};
 use crate::{
     config::{Globs, SharePaths},
     format::{
@@ -22,58 +25,13 @@ use crate::{
 /// Most paths that are read to decide about one; the closure of a NixOS system has some 2,000.
 const MOST_VISITED: usize = 20_000;
 
-/// Decisions remembered with their signatures, about 250 bytes each.
-const DECISIONS: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
-
-/// References remembered as shared, about 100 bytes each: as many as one decision may visit.
-const SHARED: NonZeroUsize = NonZeroUsize::new(MOST_VISITED).unwrap();
-
 /// Whether a path that is held is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// It is, with the signatures to send.
     Shared(PathInfo),
-    /// It stays home.
+    /// It is not.
     NotShared(NotSharedReason),
-}
-
-/// Why a path stays home.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotSharedReason {
-    /// `share.paths` is `none`.
-    #[error("nothing is shared: share.paths is \"none\"")]
-    Nothing,
-    /// `share.paths` is `signed`, and it is not.
-    #[error("no key that this machine trusts has signed it")]
-    NotSigned,
-    /// A glob of `share.exclude` matches, and no trusted key has signed it.
-    #[error("its name matches share.exclude, and no key that this machine trusts has signed it")]
-    Excluded,
-    /// Content-addressed and unsigned: source trees and the like.
-    #[error(
-        "it is content-addressed, as sources are, and no key that this machine trusts has signed it"
-    )]
-    ContentAddressed,
-    /// Neither signed nor built here: imported without signatures.
-    #[error("it was not built here, and no key that this machine trusts has signed it")]
-    NotBuiltHere,
-    /// Something that it refers to, perhaps through others, is not shared.
-    #[error("it refers to {}, which stays home: {reason}", reference.basename())]
-    ReferenceNotShared {
-        /// What it refers to.
-        reference: StorePath,
-        /// Why that is not shared.
-        reason: Box<NotSharedReason>,
-    },
-    /// No longer valid, or nothing that the database says of it makes sense.
-    #[error("the database does not have it")]
-    NotHeld,
-    /// The database says that it refers to itself through others, which Nix never makes.
-    #[error("it refers to itself through others")]
-    Cycle,
-    /// More than 20,000 paths would have to be looked at.
-    #[error("it refers to too many paths")]
-    TooMany,
 }
 
 /// The sharing rule with all that it needs. What it has decided is remembered in it, so new
@@ -82,24 +40,10 @@ pub struct SharePolicy {
     store_dir: StoreDir,
     rule: SharePaths,
     exclude: Globs,
-    trusted: TrustedKeys,
+    /// Those of `share.keys`, and the public halves of `signing`.
+    keys: TrustedKeys,
     signing: Vec<SecretKey>,
-    memory: Mutex<Memory>,
-}
-
-/// Positive decisions only: a path that is shared stays shared as long as its row is the same,
-/// one that is not may become so by what happens to others.
-struct Memory {
-    decisions: LruCache<i64, Remembered>,
-    /// Shared, whatever refers to them: by id, and by hash in case the database is another one.
-    shared: LruCache<(i64, StorePathHash), ()>,
-}
-
-struct Remembered {
-    /// Of the row that was decided about.
-    digest: [u8; 32],
-    /// What to send instead of the row's own signatures.
-    signatures: Option<Vec<Signature>>,
+    decided: Mutex<Decisions>,
 }
 
 /// What a path's own row says about it.
@@ -113,93 +57,105 @@ enum Judgement {
 }
 
 impl SharePolicy {
-    /// `rule` and `exclude` as in `[share]`, the keys that this machine trusts, and those that it
-    /// vouches with for what it built.
+    /// `rule` and `exclude` as in `[share]`, `keys` those of `share.keys`, and the keys that sign
+    /// what was built here, which belong to `keys` by themselves.
     pub fn new(
         store_dir: StoreDir,
         rule: SharePaths,
         exclude: Globs,
-        trusted: TrustedKeys,
+        mut keys: TrustedKeys,
         signing: Vec<SecretKey>,
     ) -> Self {
-        let memory = Memory {
-            decisions: LruCache::new(DECISIONS),
-            shared: LruCache::new(SHARED),
-        };
+        keys.extend(signing.iter().map(SecretKey::public_key));
         Self {
             store_dir,
             rule,
             exclude,
-            trusted,
+            keys,
             signing,
-            memory: Mutex::new(memory),
+            decided: Mutex::new(Decisions::new()),
         }
     }
 
-    /// Decides about `path`; `lookup` finds what it refers to, when that matters.
-    pub fn decide<E>(
+    /// Whether the row with this digest is shared, if that is known in the state `now` of the
+    /// database.
+    pub(super) fn is_shared(&self, digest: &Digest, now: &Stamp) -> Option<bool> {
+        self.decided().is_shared(digest, now)
+    }
+
+    /// Whether `path` is shared, if that follows from its row alone.
+    pub(super) fn decide_alone(&self, path: &LocalPath, digest: Digest) -> Option<bool> {
+        match self.judge(path) {
+            Judgement::Refused(reason) => {
+                self.decided().insert(digest, Decided::Refused(reason));
+                Some(false)
+            }
+            Judgement::Signed | Judgement::Freely => {
+                self.decided().insert_shared(digest);
+                Some(true)
+            }
+            Judgement::Built => None,
+        }
+    }
+
+    /// Decides about `path` in the state `now` of the database; `lookup` finds what it refers to,
+    /// when that matters.
+    pub(super) fn decide<E>(
         &self,
         path: LocalPath,
+        now: Stamp,
         lookup: impl FnMut(StorePathHash) -> Result<Option<LocalPath>, E>,
     ) -> Result<Decision, E> {
-        if self.rule == SharePaths::None {
-            return Ok(Decision::NotShared(NotSharedReason::Nothing));
-        }
-        let signed_text = fingerprint(&self.store_dir, &path.info);
-        let digest = digest(&signed_text, &path);
-        if let Some(signatures) = self.recall(path.id, &digest) {
-            return Ok(Decision::Shared(with_signatures(path.info, signatures)));
-        }
-
-        let signatures = match self.judge(&path) {
-            Judgement::Refused(reason) => return Ok(Decision::NotShared(reason)),
-            Judgement::Signed => None,
-            Judgement::Freely => self.sign(&signed_text, &path.info),
-            Judgement::Built => {
-                if let Some(reason) = self.refused_reference(&path, lookup)? {
-                    return Ok(Decision::NotShared(reason));
-                }
-                self.sign(&signed_text, &path.info)
+        let digest = path.digest(&self.store_dir);
+        let found = self.decided().find(&digest, &now);
+        let decided = match found {
+            Some(decided) => decided,
+            None => {
+                let decided = match self.judge(&path) {
+                    Judgement::Refused(reason) => Decided::Refused(reason),
+                    Judgement::Signed => Decided::Shared(None),
+                    Judgement::Freely => Decided::Shared(self.sign(&path.info)),
+                    Judgement::Built => match self.refused_reference(&path, digest, lookup)? {
+                        Some(reason) => Decided::ReferenceRefused(reason, now),
+                        None => Decided::Shared(self.sign(&path.info)),
+                    },
+                };
+                self.decided().insert(digest, decided.clone());
+                decided
             }
         };
-        let remembered = Remembered {
-            digest,
-            signatures: signatures.clone(),
-        };
-        let mut memory = self.memory();
-        memory.decisions.put(path.id, remembered);
-        memory.shared.put(key(&path), ());
-        drop(memory);
-        Ok(Decision::Shared(with_signatures(path.info, signatures)))
-    }
-
-    /// Whether `path` is shared, as [`Self::decide`] says, without the signatures to send and
-    /// without a memory of it: for walks through the whole store.
-    pub(super) fn allows<E>(
-        &self,
-        path: &LocalPath,
-        lookup: impl FnMut(StorePathHash) -> Result<Option<LocalPath>, E>,
-    ) -> Result<bool, E> {
-        Ok(match self.judge(path) {
-            Judgement::Refused(_) => false,
-            Judgement::Signed | Judgement::Freely => true,
-            Judgement::Built => self.refused_reference(path, lookup)?.is_none(),
+        Ok(match decided {
+            Decided::Shared(signatures) => Decision::Shared(with_signatures(path.info, signatures)),
+            Decided::Refused(reason) | Decided::ReferenceRefused(reason, _) => {
+                Decision::NotShared(reason)
+            }
         })
     }
 
-    /// A number of the rule: that of another rule differs. Only who knows the secret `salt` can
-    /// tell which rule it is.
-    pub fn number(&self, salt: u64) -> u64 {
-        let mut keys: Vec<_> = self.trusted.iter().collect();
+    /// The paths that are known to be shared, for the next process: the content of a file.
+    pub fn save(&self) -> Vec<u8> {
+        self.decided().to_bytes(&self.rule_digest())
+    }
+
+    /// Takes over what [`Self::save`] gave, if it is sound and of the same rule and keys; returns
+    /// how many paths that are.
+    pub fn restore(&self, bytes: &[u8]) -> Option<usize> {
+        let rule = self.rule_digest();
+        self.decided().restore(&rule, bytes)
+    }
+
+    /// Of all that decides whether a row is shared.
+    fn rule_digest(&self) -> Digest {
+        let mut keys: Vec<_> = self.keys.iter().collect();
         keys.sort_unstable();
         let mut digest = Sha256::new();
         let mut add = |part: &[u8]| {
             digest.update((part.len() as u64).to_be_bytes());
             digest.update(part);
         };
-        add(&salt.to_be_bytes());
         add(self.store_dir.as_str().as_bytes());
         add(format!("{:?}", self.rule).as_bytes());
+        add(&keys.len().to_be_bytes());
         for (name, key) in keys {
             add(name.as_bytes());
             add(key);
@@ -207,9 +163,7 @@ impl SharePolicy {
         for pattern in self.exclude.patterns() {
             add(pattern.as_bytes());
         }
-        let digest: [u8; 32] = digest.finalize().into();
-        let first = digest.iter().take(8);
-        first.fold(0, |number, byte| number << 8 | u64::from(*byte))
+        digest.finalize().into()
     }
 
     fn judge(&self, path: &LocalPath) -> Judgement {
@@ -218,7 +172,7 @@ impl SharePolicy {
         if self.rule == SharePaths::None {
             return Judgement::Refused(Nothing);
         }
-        if self.trusted.verify(&self.store_dir, &path.info).is_some() {
+        if self.keys.verify(&self.store_dir, &path.info).is_some() {
             return Judgement::Signed;
         }
         if self.rule == SharePaths::Signed {
@@ -244,22 +198,25 @@ impl SharePolicy {
     fn refused_reference<E>(
         &self,
         root: &LocalPath,
+        digest: Digest,
         mut lookup: impl FnMut(StorePathHash) -> Result<Option<LocalPath>, E>,
     ) -> Result<Option<NotSharedReason>, E> {
-        let mut stack = vec![Visit::new(root)];
+        if self.decided().is_known_as_shared(&digest) {
+            return Ok(None);
+        }
+        let mut stack = vec![Visit::new(root, digest)];
         // By path; true once all below it is known to be shared.
         let mut visited = HashMap::from([(key(root), false)]);
 
         while let Some(visit) = stack.last_mut() {
             let Some((id, reference)) = visit.pending.pop() else {
-                let done = visit.key;
-                visited.insert(done, true);
-                self.memory().shared.put(done, ());
+                visited.insert(visit.key, true);
+                self.decided().insert_shared(visit.digest);
                 stack.pop();
                 continue;
             };
             let reference_key = (id, reference.hash());
-            if reference_key == visit.key || self.memory().shared.get(&reference_key).is_some() {
+            if reference_key == visit.key {
                 continue;
             }
             let refuse = |reason| {
@@ -277,15 +234,20 @@ impl SharePolicy {
             let Some(found) = lookup(reference.hash())? else {
                 return refuse(NotSharedReason::NotHeld);
             };
+            let digest = found.digest(&self.store_dir);
+            if self.decided().is_known_as_shared(&digest) {
+                visited.insert(key(&found), true);
+                continue;
+            }
             match self.judge(&found) {
                 Judgement::Refused(reason) => return refuse(reason),
                 Judgement::Built => {
                     visited.insert(key(&found), false);
-                    stack.push(Visit::new(&found));
+                    stack.push(Visit::new(&found, digest));
                 }
                 Judgement::Signed | Judgement::Freely => {
                     visited.insert(key(&found), true);
-                    self.memory().shared.put(key(&found), ());
+                    self.decided().insert_shared(digest);
                 }
             }
         }
@@ -294,28 +256,23 @@ impl SharePolicy {
 
     /// The path's signatures with ours, ours replacing older ones by the same key; none if there
     /// is no key to sign with.
-    fn sign(&self, signed_text: &str, info: &PathInfo) -> Option<Vec<Signature>> {
+    fn sign(&self, info: &PathInfo) -> Option<Vec<Signature>> {
         if self.signing.is_empty() {
             return None;
         }
+        let signed_text = fingerprint(&self.store_dir, info);
         let ours = |signature: &&Signature| {
             let name = signature.key_name();
             self.signing.iter().any(|key| key.name() == name)
         };
         let others = info.signatures.iter().filter(|it| !ours(it)).cloned();
-        let made = self.signing.iter().map(|key| key.sign(signed_text));
+        let made = self.signing.iter().map(|key| key.sign(&signed_text));
         Some(others.chain(made).collect())
     }
 
-    fn recall(&self, id: i64, digest: &[u8; 32]) -> Option<Option<Vec<Signature>>> {
-        let mut memory = self.memory();
-        let remembered = memory.decisions.get(&id)?;
-        (remembered.digest == *digest).then(|| remembered.signatures.clone())
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn decided(&self) -> MutexGuard<'_, Decisions> {
         // Each change of it is one call, so it is whole even after a panic.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.decided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -323,7 +280,7 @@ impl fmt::Debug for SharePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharePolicy")
             .field("rule", &self.rule)
-            .field("trusted", &self.trusted.len())
+            .field("keys", &self.keys.len())
             .field("signing", &self.signing)
             .finish_non_exhaustive()
     }
@@ -332,14 +289,16 @@ impl fmt::Debug for SharePolicy {
 /// A path built here whose references are being looked at.
 struct Visit {
     key: (i64, StorePathHash),
+    digest: Digest,
     pending: Vec<(i64, StorePath)>,
 }
 
 impl Visit {
-    fn new(path: &LocalPath) -> Self {
+    fn new(path: &LocalPath, digest: Digest) -> Self {
         let ids = path.reference_ids.iter().copied();
         Self {
             key: key(path),
+            digest,
             pending: ids.zip(path.info.references.iter().cloned()).collect(),
         }
     }
@@ -356,25 +315,13 @@ fn with_signatures(info: PathInfo, signatures: Option<Vec<Signature>>) -> PathIn
     }
 }
 
-/// Of everything in a row that a decision depends on.
-fn digest(signed_text: &str, path: &LocalPath) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    digest.update(signed_text);
-    digest.update([u8::from(path.ultimate), u8::from(path.info.ca.is_some())]);
-    for signature in &path.info.signatures {
-        // Neither the text that is signed nor a signature has a line break in it.
-        digest.update(format!("\n{signature}"));
-    }
-    digest.finalize().into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, convert::Infallible};
 
     use data_encoding::BASE64;
 
-    use super::*;
+    use super::{super::seen_rows::SeenRows, *};
     use crate::format::{ContentAddress, NarHash};
 
     fn secret(name: &str, seed: u8) -> SecretKey {
@@ -437,14 +384,21 @@ mod tests {
             Self { paths, reads: 0 }
         }
 
+        /// In a state of the database of its own.
         fn decide(&mut self, policy: &SharePolicy, number: i64) -> Decision {
+            self.decide_at(policy, number, SeenRows::new().stamp())
+        }
+
+        fn decide_at(&mut self, policy: &SharePolicy, number: i64, now: &Stamp) -> Decision {
             let path = self.paths[&number].clone();
             let lookup = |hash: StorePathHash| -> Result<_, Infallible> {
                 self.reads += 1;
                 let mut all = self.paths.values();
                 Ok(all.find(|path| path.info.path.hash() == hash).cloned())
             };
-            policy.decide(path, lookup).expect("infallible")
+            policy
+                .decide(path, now.clone(), lookup)
+                .expect("infallible")
         }
 
         fn reason(&mut self, policy: &SharePolicy, number: i64) -> NotSharedReason {
@@ -578,8 +532,12 @@ mod tests {
             is_signed_by(&holdings.shares(&all, 3), &first),
             "its owner chose to share it"
         );
-        let signed = policy(SharePaths::Signed, vec![secret("first-1", 4)]);
-        assert_eq!(holdings.reason(&signed, 1), NotSharedReason::NotSigned);
+        let signed_rule = policy(SharePaths::Signed, vec![secret("first-1", 4)]);
+        assert_eq!(holdings.reason(&signed_rule, 1), NotSharedReason::NotSigned);
+        // What our key has signed is shared without being named in share.keys.
+        let ours = signed(path(4, "a", &[]), &first);
+        holdings.paths.insert(4, ours.clone());
+        assert_eq!(holdings.shares(&signed_rule, 4), ours.info);
     }
 
     #[test]
@@ -603,7 +561,7 @@ mod tests {
             assert_eq!(reference, holdings.paths[&4].info.path);
             assert_eq!(*reason, NotSharedReason::NotBuiltHere);
         }
-        // As soon as the lowest is signed, all are shared: no refusal is remembered.
+        // As soon as the lowest is signed, all are shared: no refusal outlives a change.
         let lowest = holdings.paths.remove(&4).expect("there");
         holdings.paths.insert(4, signed(lowest, &trusted));
         for number in [1, 2, 3] {
@@ -692,7 +650,8 @@ mod tests {
         let wide: Vec<_> = (2..=most + 2).collect();
         let rows = wide.iter().map(|&number| path(number, "reference", &[]));
         let rows: BTreeMap<_, _> = rows.map(|row| (row.info.path.hash(), row)).collect();
-        let decided = policy.decide(path(1, "a", &wide), |hash| -> Result<_, Infallible> {
+        let now = SeenRows::new().stamp().clone();
+        let decided = policy.decide(path(1, "a", &wide), now, |hash| -> Result<_, Infallible> {
             Ok(rows.get(&hash).cloned())
         });
         assert!(matches!(
@@ -703,14 +662,73 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded() {
-        let policy = policy(SharePaths::Built, vec![secret("ours-1", 8)]);
-        for number in 1..=DECISIONS.get() as i64 + 100 {
-            Holdings::new([path(number, "a", &[])]).shares(&policy, number);
+    fn a_refusal_for_a_reference_holds_until_the_database_changes() {
+        let mut holdings = Holdings::new([
+            path(1, "a", &[2]),
+            path(2, "reference", &[3]),
+            imported(path(3, "reference", &[])),
+        ]);
+        let policy = policy(SharePaths::Built, Vec::new());
+        let mut seen = SeenRows::new();
+        let refused = holdings.decide_at(&policy, 1, seen.stamp());
+        assert!(matches!(refused, Decision::NotShared(_)), "{refused:?}");
+        let digest = holdings.paths[&1].digest(&StoreDir::default());
+        assert_eq!(policy.is_shared(&digest, seen.stamp()), Some(false));
+        let reads = holdings.reads;
+        assert_eq!(holdings.decide_at(&policy, 1, seen.stamp()), refused);
+        assert_eq!(holdings.reads, reads, "from memory");
+
+        seen.set_version(1);
+        assert_eq!(policy.is_shared(&digest, seen.stamp()), None);
+        holdings.paths.insert(3, path(3, "reference", &[]));
+        let shared = holdings.decide_at(&policy, 1, seen.stamp());
+        assert!(matches!(shared, Decision::Shared(_)), "{shared:?}");
+        assert_eq!(
+            policy.is_shared(&digest, SeenRows::new().stamp()),
+            Some(true)
+        );
+    }
+
+    #[test]
+    fn what_follows_from_the_row_alone_needs_no_walk() {
+        let trusted = secret("trusted-1", 1);
+        let policy = policy(SharePaths::Built, Vec::new());
+        for (path, expected) in [
+            (signed(path(1, "a", &[9]), &trusted), Some(true)),
+            (imported(path(2, "a", &[])), Some(false)),
+            (path(3, "my-secret", &[]), Some(false)),
+            (path(4, "a", &[]), None),
+        ] {
+            let digest = path.digest(&StoreDir::default());
+            assert_eq!(policy.decide_alone(&path, digest), expected);
+            assert_eq!(policy.is_shared(&digest, SeenRows::new().stamp()), expected);
         }
-        let memory = policy.memory();
-        assert_eq!(memory.decisions.len(), DECISIONS.get());
-        assert!(memory.shared.len() <= SHARED.get());
+    }
+
+    #[test]
+    fn what_is_saved_is_known_to_the_same_rule_alone() {
+        let build = |rule, exclude: &[&str], seed| {
+            let keys = [secret("trusted-1", seed).public_key()];
+            let exclude = Globs::new(exclude.iter().copied()).expect("globs");
+            let keys = keys.into_iter().collect();
+            SharePolicy::new(StoreDir::default(), rule, exclude, keys, Vec::new())
+        };
+        let policy = build(SharePaths::Built, &["a"], 1);
+        let mut holdings = Holdings::new([path(1, "b", &[2]), path(2, "reference", &[])]);
+        holdings.shares(&policy, 1);
+        let bytes = policy.save();
+        let same = build(SharePaths::Built, &["a"], 1);
+        assert_eq!(same.restore(&bytes), Some(2));
+        let reads = holdings.reads;
+        holdings.shares(&same, 1);
+        assert_eq!(holdings.reads, reads, "no walk");
+        for other in [
+            build(SharePaths::Signed, &["a"], 1),
+            build(SharePaths::Built, &["b"], 1),
+            build(SharePaths::Built, &["a"], 2),
+        ] {
+            assert_eq!(other.restore(&bytes), None);
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(super) type Job = Box<dyn FnOnce(&mut Database) + Send>;
 /// Bounds of the queue and its threads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
+    /// What the threads are called, with their number.
+    pub(super) name: &'static str,
     /// Threads, each with a connection.
     pub(super) threads: usize,
     /// Jobs that may wait.
@@ -38,7 +40,7 @@ pub(super) enum Refused {
     NoThread(io::Error),
 }
 
-/// Threads named `store-N`, started when first needed: a thread that exists when the daemon
+/// Threads that are started when first needed: a thread that exists when the daemon
 /// gives up its privileges would keep them. They end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Workers {
@@ -132,7 +134,7 @@ impl Workers {
         let database = Database::new(self.database.clone());
         let release_after = self.bounds.release_after;
         thread::Builder::new()
-            .name(format!("store-{number}"))
+            .name(format!("{}-{number}", self.bounds.name))
             .spawn(move || queue.work(number, database, release_after))
             .map(drop)
     }

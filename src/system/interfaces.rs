@@ -48,6 +48,8 @@ pub struct InterfaceAddress {
     pub multicast: bool,
     /// A port of a bridge or a part of a bond, which has the addresses that count.
     pub port: bool,
+    /// It is a radio: an access point may hold broadcasts back.
+    pub wireless: bool,
     /// The address.
     pub ip: IpAddr,
     /// Another host may have this IPv6 address, which is being found out, or has it: nothing can
@@ -72,9 +74,10 @@ pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
             .interface_name
             .split_once(':')
             .unwrap_or((&entry.interface_name, ""));
-        let (index, port) = *interfaces
-            .entry(name.to_owned())
-            .or_insert_with(|| (if_nametoindex(name).ok(), is_port(name)));
+        let (index, port, wireless) = *interfaces.entry(name.to_owned()).or_insert_with(|| {
+            let index = if_nametoindex(name).ok();
+            (index, is_port(name), is_wireless(name))
+        });
         // An interface that vanished in between has no index any more.
         let Some(index) = index else { continue };
         let flags = entry.flags;
@@ -87,6 +90,7 @@ pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
             broadcasts: flags.contains(InterfaceFlags::IFF_BROADCAST),
             multicast: flags.contains(InterfaceFlags::IFF_MULTICAST),
             port,
+            wireless,
             ip,
             tentative: matches!(ip, IpAddr::V6(v6) if tentative.contains(&(v6, index))),
             prefix_length: entry
@@ -104,6 +108,14 @@ pub fn list() -> Result<Vec<InterfaceAddress>, ListError> {
         });
     }
     Ok(addresses)
+}
+
+/// Whether it is a radio. Without sysfs none is known to be.
+fn is_wireless(name: &str) -> bool {
+    Path::new("/sys/class/net")
+        .join(name)
+        .join("phy80211")
+        .exists()
 }
 
 /// Whether another interface speaks for this one. Without sysfs none is known to.

@@ -225,7 +225,7 @@ fn machine(directory: &Path, at: SocketAddr, other: SocketAddr) -> Result<Machin
         store: Store::new(directory),
     };
     let settings = format!(
-        "port = {}\n[discovery]\nbroadcast = false\npeers = [{:?}]\n[store]\nreal-dir = {:?}\ndatabase = {:?}\n\
+        "port = {}\n[discovery]\nbroadcast = false\npeers = [{:?}]\n[share]\nkeys = [\"two-peers-1\"]\n[store]\nreal-dir = {:?}\ndatabase = {:?}\n\
          [trust]\nnix-conf = {:?}\n",
         at.port(),
         other.to_string(),

@@ -54,7 +54,8 @@ class DegradedStart(LabCase):
         return r"peerix\.toml"
 
     def break_config_into_a_directory(self):
-        self.host.path(CONFIG).mkdir(parents=True)
+        self.host.path(CONFIG).unlink()
+        self.host.path(CONFIG).mkdir()
         self.addCleanup(self.host.path(CONFIG).rmdir)
         return r"peerix\.toml"
 

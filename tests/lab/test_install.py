@@ -11,6 +11,7 @@ from harness.prober import Prober
 
 MIB = 1 << 20
 SETTINGS = peerix.CONFIG
+DROP_IN = "/run/systemd/system/peerix.service.d"
 MASK = "/etc/systemd/system/peerix.socket"
 UNITS = ("peerix.socket", "peerix.service", "peerix-refresh.path", "peerix-refresh.service")
 
@@ -48,6 +49,9 @@ class Ways:
         self.forget(self.target, [self.closure.blobs[2]])
         self.target.write("/etc/nix/nix.conf", "sandbox = false\nsubstituters =\n"
                           f"trusted-public-keys = {self.closure.public_key}\n")
+        # A signing key is one of share.keys; outside of the files that are compared.
+        self.target.run(["sh", "-c", f"mkdir -p {DROP_IN} && cat > {DROP_IN}/lab.conf && systemctl daemon-reload"],
+                        stdin=f"[Service]\nSetCredential=peerix.signing-key:{self.closure.secret_key}\n")
         self.addCleanup(self.clean)
 
     def clean(self):

@@ -143,7 +143,7 @@ class Nixos(LabCase):
         path = f"/local/{self.closure.chain[0].hash}.narinfo"
         self.assertEqual(http.get(self.asker, path, self.holder.address).status, 404)
         before = self.holder.peerix.processes()
-        self.holder.write("/etc/peerix/peerix.toml", nixos.cases()["defaults"]["files"]["peerix/peerix.toml"])
+        self.holder.peerix.configure(nixos.cases()["defaults"]["files"]["peerix/peerix.toml"])
         self.holder.run("systemctl reload peerix.service")
         self.assertEqual(http.get(self.asker, path, self.holder.address).status, 200)
         self.assertEqual(self.holder.peerix.processes(), before)

@@ -12,8 +12,8 @@ pub(crate) const DESCRIPTION: Section = Section {
             "`peerix` is a substituter for the Nix of this machine, at `http://127.0.0.1:12304/`: it \
              asks the neighbours on the local network for store paths, and passes on what it has \
              verified: signed by a key that this Nix trusts, or content-addressed. And it answers the neighbours' questions about the store \
-             of this machine. By default it shares only paths that are signed by a trusted key; see \
-             `share.paths` in `peerix.toml`(5).",
+             of this machine. By default it shares only paths that cache.nixos.org has signed; see \
+             `share.paths` and `share.keys` in `peerix.toml`(5).",
         ),
         Text(
             "systemd starts it: `peerix.socket` holds TCP and UDP port 12304 open, and the first \

@@ -10,7 +10,7 @@ pub(crate) struct Setup {
     pub(crate) after: &'static [&'static str],
 }
 
-pub(crate) const SETUPS: [Setup; 4] = [
+pub(crate) const SETUPS: [Setup; 5] = [
     Setup {
         title: "A laptop on strange networks",
         before: &[
@@ -53,6 +53,22 @@ upload = \"50MiB\"
             "The other machines need the line of `myhost-1.pub` in `extra-trusted-public-keys` of their \
              `nix.conf`. A list replaces the default one, so the names of the default that are to stay \
              are repeated.",
+        ],
+    },
+    Setup {
+        title: "A company's private cache",
+        before: &[
+            "What a private cache has signed is not shared unless its key is in `share.keys`, also where \
+             Nix trusts that key. A bare name stands for the trusted key of that name. The list replaces \
+             the default one, so the key of cache.nixos.org is repeated.",
+        ],
+        commands: "",
+        file: "\
+[share]
+keys = [\"cache.nixos.org-1\", \"cache.example.com-1\"]
+",
+        after: &[
+            "Every machine in `allowed-networks` may then have these paths, on strange networks too.",
         ],
     },
     Setup {

@@ -6,12 +6,13 @@ use peerix::config::{ByteSize, Config, ConfigError, parse_duration};
 const TEXT: &str = include_str!("../../systemd/peerix.toml");
 
 /// What a list holds, and what a text is that is not any text.
-const KINDS: [(&str, &str); 8] = [
+const KINDS: [(&str, &str); 9] = [
     ("allowed-networks", "list of networks"),
     ("interfaces.include", "list of globs"),
     ("interfaces.exclude", "list of globs"),
     ("discovery.peers", "list of peers"),
     ("share.exclude", "list of globs"),
+    ("share.keys", "list of public keys, or names of keys"),
     ("share.paths", "one of these texts"),
     ("trust.public-keys", "list of public keys"),
     ("signing.key-file", "path"),

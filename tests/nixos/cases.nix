@@ -70,8 +70,8 @@ let
       new rule without this warning: services.peerix.share = "${rule}".
     ''
   ];
-  nowSigned = warning "only paths signed by keys that this machine's Nix trusts are shared" "signed";
-  nowBuilt = warning "paths signed by keys that this machine's Nix trusts are shared, and what was built here" "built";
+  nowSigned = warning "only paths signed by a key of settings.share.keys are shared, by default what cache.nixos.org signed" "signed";
+  nowBuilt = warning "paths signed by a key of settings.share.keys are shared, by default what cache.nixos.org signed, and what was built here" "built";
 
   case = configuration: changes: {
     configuration.services.peerix = {
@@ -322,6 +322,7 @@ rec {
             ];
           };
           share.exclude = [ "*private*" ];
+          share.keys = [ "cache.example.org-1" ];
           limits = {
             connections = 256;
             upload = "1GiB";
@@ -344,6 +345,7 @@ rec {
         upload = "1GiB"
         [share]
         exclude = ["*private*"]
+        keys = ["cache.example.org-1"]
       ''
       // {
         firewall = plain.firewall // {

@@ -22,7 +22,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// With an empty store, trusting the tests' key, listening on any port, broadcasting nothing.
+    /// With an empty store, trusting the tests' key and sharing what it signed, listening on any port, broadcasting nothing.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("directory");
         open_to_all(dir.path(), 0o755);
@@ -106,8 +106,13 @@ impl Host {
         } else {
             "discovery.timeout = \"400ms\"\n"
         };
+        let keys = if self.settings.contains("share.keys") {
+            String::new()
+        } else {
+            format!("share.keys = [\"{}\"]\n", trusted_public_key())
+        };
         let text = format!(
-            "port = 0\ndiscovery.broadcast = false\nstore.real-dir = {:?}\nstore.database = {:?}\n\
+            "port = 0\ndiscovery.broadcast = false\n{keys}store.real-dir = {:?}\nstore.database = {:?}\n\
              trust.nix-conf = {:?}\n{patience}{}",
             self.store_dir(),
             self.database(),

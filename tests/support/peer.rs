@@ -11,6 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use peerix::{
+    format::StorePathHash,
+    protocol::{
+        PathState,
+        datagram::{Answer, Ask, Datagram, Magnitude, Sender},
+    },
+};
+
 use super::item::Item;
 
 /// A request that the peer got.
@@ -82,7 +90,7 @@ impl Peer {
         )
     }
 
-    /// An honest peer with this path that answers the first request `delay` after `other` was
+    /// An honest peer with this path that answers the first ask for a path `delay` after `other` was
     /// asked over HTTP, or four times that if it is not: so that it is the second.
     pub(crate) fn honest_behind(other: &Self, delay: Duration, item: &Item) -> Self {
         let items = [item.clone()];
@@ -91,7 +99,7 @@ impl Peer {
         let is_first = AtomicBool::new(true);
         Self::new(
             move |datagram, port| {
-                if datagram[0] == 0 && is_first.swap(false, SeqCst) {
+                if !asked_hashes(datagram).is_empty() && is_first.swap(false, SeqCst) {
                     let began = Instant::now();
                     while other.asked.lock().expect("requests").is_empty()
                         && began.elapsed() < 3 * delay
@@ -338,32 +346,70 @@ pub(crate) fn has_all(datagram: &[u8], port: u16) -> Vec<Vec<u8>> {
     has(datagram, port, |_| true)
 }
 
-/// The UDP side of a new peer that says of each path what it has.
+/// The UDP side of a new peer that says of each path whether it has it.
 pub(crate) fn has(datagram: &[u8], port: u16, holds: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
-    let Some(id) = datagram.get(1..5) else {
-        return Vec::new();
-    };
-    match datagram[0] {
-        0x00 => {
-            let hash = String::from_utf8_lossy(&datagram[5..37]).into_owned();
-            vec![if holds(&hash) {
-                present(id, port, &hash)
-            } else {
-                [&[0x02], id].concat()
-            }]
+    says(datagram, port, |hash| {
+        if holds(hash) {
+            PathState::Present
+        } else {
+            PathState::Absent
         }
-        0x03 => {
-            let instance = u64::from(port).to_be_bytes();
-            let rest = [
-                &1_u16.to_be_bytes()[..],
-                &port.to_be_bytes(),
-                &7_u64.to_be_bytes(),
-            ]
-            .concat();
-            vec![[&[0x04], id, &instance, &rest].concat()]
+    })
+}
+
+/// The UDP side of a new peer that says a state of each path.
+pub(crate) fn says(datagram: &[u8], port: u16, state: impl Fn(&str) -> PathState) -> Vec<Vec<u8>> {
+    match Datagram::parse(datagram) {
+        Ok(Datagram::Request { id, hash }) if state(hash.as_str()) == PathState::Present => {
+            vec![present(&id.to_be_bytes(), port, hash.as_str())]
+        }
+        Ok(Datagram::Ask(ask)) => {
+            let states: Vec<_> = ask.hashes.iter().map(|it| state(it.as_str())).collect();
+            if ask.only_if_any && states.iter().all(|&it| it == PathState::Absent) {
+                return Vec::new();
+            }
+            vec![answer(ask.id, u64::from(port), port, &states)]
         }
         _ => Vec::new(),
     }
+}
+
+/// The hashes that an 0x02 asks for; none of another datagram.
+pub(crate) fn asked_hashes(datagram: &[u8]) -> Vec<String> {
+    match Datagram::parse(datagram) {
+        Ok(Datagram::Ask(ask)) => ask.hashes.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// An 0x02 to one peer.
+pub(crate) fn ask(id: u32, instance: u64, http_port: u16, hashes: &[&str]) -> Vec<u8> {
+    let hash = |text: &&str| StorePathHash::parse(text.as_bytes()).expect("a hash");
+    let ask = Ask {
+        id,
+        sender: Sender {
+            http_port,
+            instance,
+        },
+        only_if_any: false,
+        peers: Magnitude::of(1),
+        hashes: hashes.iter().map(hash).collect(),
+    };
+    Datagram::Ask(ask).encode().to_vec()
+}
+
+/// An 0x03.
+pub(crate) fn answer(id: u32, instance: u64, http_port: u16, states: &[PathState]) -> Vec<u8> {
+    let answer = Answer {
+        id,
+        sender: Sender {
+            http_port,
+            instance,
+        },
+        streams: Magnitude::of(0),
+        states: states.to_vec(),
+    };
+    Datagram::Answer(answer).encode().to_vec()
 }
 
 /// An 0x01.

@@ -10,7 +10,7 @@ use log::debug;
 
 use super::{CacheState, Caches, Known, Probe};
 use crate::{
-    finder::Memory,
+    finder::{Memory, peer_health::Success},
     format::cache_info,
     peer::{Client, PeerError},
     protocol::PlainCache,
@@ -59,7 +59,9 @@ async fn probe(memory: &Memory, client: &Client, cache: Arc<PlainCache>) {
     };
     if state == CacheState::Good {
         // What failed before it went off does not count against it.
-        memory.standing.served(cache.address);
+        memory
+            .health
+            .record_success(cache.address, Success::Transport);
     }
     caches.probe_ended(Instant::now(), &cache, state);
 }

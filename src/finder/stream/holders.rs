@@ -15,10 +15,12 @@ use super::StreamError;
 use crate::{
     finder::{
         Finder, Found, Holder,
-        known::Hopeless,
-        opening::{Body, HolderError},
+        nar_sources::{Body, HolderError, Incompletable},
+        peer_health::{Failure, Order, Success},
     },
     format::PathInfo,
+    lan::PaidWait,
+    peer::PeerError,
     protocol::PeerAddr,
     system::journal::chain,
 };
@@ -34,12 +36,10 @@ const MOST_LINES: u32 = 8;
 const SECOND_HOLDER_WITHIN: Duration = Duration::from_millis(60);
 const SECOND_HOLDER_AFTER_A_LIE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long others are looked for when all holders at hand have failed. Nix was promised this NAR and
-/// its build may end without it; who has it may be unknown so far, or answer late on a busy machine.
-/// Not for the rest of a NAR: Nix asks for that again by itself, four times within some seconds.
-const ANOTHER_HOLDER_WITHIN: Duration = Duration::from_secs(1);
+/// A holder whose NARs fail may stall for so many times as long as it may take for first bytes.
+const STALL_FACTOR: u32 = 4;
 
-/// Pause before they are looked for again.
+/// Pause before others are looked for again, when all holders at hand have failed.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What is left to try when the holders at hand have failed. Each piece that arrives begins
@@ -64,8 +64,11 @@ pub(super) struct Holders {
     resort: Resort,
     /// Nix asks for the rest of a NAR that was cut.
     resumes: bool,
-    /// When all holders at hand had failed for the first time since the last byte.
-    all_failed: Option<Instant>,
+    began: Instant,
+    /// Others are looked for, since all holders at hand have failed. Nix was promised this NAR and
+    /// its build may end without it, so this lasts as long as the budget of the burst. Not for the
+    /// rest of a NAR: Nix asks for that again by itself, four times within some seconds.
+    wait: Option<PaidWait>,
     rounds: u32,
     lines: u32,
     /// Our own store gave wrong bytes.
@@ -81,7 +84,8 @@ impl Holders {
             again: VecDeque::new(),
             resort: Resort::AskAgain,
             resumes,
-            all_failed: None,
+            began: Instant::now(),
+            wait: None,
             rounds: 0,
             lines: 0,
             own_is_damaged: false,
@@ -116,9 +120,16 @@ impl Holders {
         self.at_hand() > 0 || self.resort == Resort::AskAgain
     }
 
-    /// The next one to try.
+    /// The next one to try: the healthiest.
     pub(super) fn take(&mut self) -> Option<Holder> {
-        let holder = self.found.holders.pop_front()?;
+        let hash = self.info().path.hash();
+        let holders = self.found.holders.iter().enumerate();
+        let order = |holder: &Holder| match holder.address() {
+            Some(peer) => self.finder.order_of(peer, hash),
+            None => Order::Healthy,
+        };
+        let (next, _) = holders.min_by_key(|(at, holder)| (order(holder), *at))?;
+        let holder = self.found.holders.remove(next)?;
         self.tried.extend(holder.address());
         Some(holder)
     }
@@ -141,7 +152,24 @@ impl Holders {
     /// Bytes came.
     pub(super) fn progress(&mut self) {
         self.resort = Resort::AskAgain;
-        self.all_failed = None;
+        if let Some(wait) = self.wait.take() {
+            wait.refund();
+        }
+    }
+
+    /// How long `holder` may be silent while others could be asked, and while nobody else can. One
+    /// whose NARs fail gets less, until it has `begun` and after.
+    pub(super) fn stall_limits(&self, holder: &Holder, has_begun: bool) -> [Duration; 2] {
+        let limits = self.finder.limits();
+        let health = &self.finder.memory().health;
+        match holder.address().filter(|peer| health.nars_fail(*peer)) {
+            Some(peer) => {
+                let within = self.finder.first_bytes_within(peer);
+                let factor = if has_begun { STALL_FACTOR } else { 1 };
+                [limits.stall.min(factor * within); 2]
+            }
+            None => [limits.stall, limits.stall_alone],
+        }
     }
 
     /// Accounts for a holder that cannot give the bytes from `position` on.
@@ -154,21 +182,14 @@ impl Holders {
             HolderError::OtherNar | HolderError::WithoutRanges | HolderError::Busy { .. }
         );
         let memory = self.finder.memory();
-        if let Some(peer) = peer.filter(|_| blamed) {
-            match error {
-                HolderError::Peer(error) if error.is_unreachable() => {
-                    memory.standing.unreachable(Instant::now(), peer);
-                }
-                _ => memory.standing.failed(Instant::now(), peer),
-            }
-        }
-        if peer.is_some() {
+        if let Some(peer) = peer {
+            self.record_failure(peer, error);
             memory.counters.refused(error.kind());
         }
         if matches!(error, HolderError::Silent { .. }) {
             let nar_hash = self.info().nar_hash;
-            let known = &self.finder.memory().known;
-            known.give_up(Instant::now(), hash, nar_hash, Hopeless::Silent);
+            let sources = &self.finder.memory().nar_sources;
+            sources.give_up(Instant::now(), hash, nar_hash, Incompletable::Silent);
         }
         self.lines += 1;
         let level = if blamed && self.lines <= MOST_LINES {
@@ -186,10 +207,43 @@ impl Holders {
         }
     }
 
+    /// Its NAR failed, unless the narinfo did, which has been recorded, or nobody is to blame.
+    fn record_failure(&self, peer: PeerAddr, error: &HolderError) {
+        let failure = match error {
+            HolderError::Refused(_) | HolderError::Unproven | HolderError::OtherNar => return,
+            HolderError::WithoutRanges | HolderError::Busy { .. } | HolderError::Overtaken => {
+                return;
+            }
+            HolderError::Own(_) | HolderError::OwnStore(_) | HolderError::NotOurs => return,
+            HolderError::Peer(PeerError::Connect { .. }) => {
+                let last_answer = self.finder.0.lan.last_answer(peer);
+                Failure::Transport { last_answer }
+            }
+            HolderError::Peer(_)
+            | HolderError::Stalled { .. }
+            | HolderError::Silent { .. }
+            | HolderError::NoEnd
+            | HolderError::Slow { .. }
+            | HolderError::Contradiction => Failure::Nar { asked: self.began },
+        };
+        let health = &self.finder.memory().health;
+        health.record_failure(Instant::now(), peer, failure);
+    }
+
+    /// Whether others are looked for once more.
+    fn may_look_again(&mut self) -> bool {
+        let lan = &self.finder.0.lan;
+        let mut has_time = || {
+            let wait = self.wait.get_or_insert_with(|| lan.begin_wait());
+            wait.ends_at() > Instant::now()
+        };
+        !self.resumes && self.rounds <= MOST_ROUNDS && has_time()
+    }
+
     /// Opens the bytes from `range.start` at a holder that agrees to give them. When those at
     /// hand have failed, the LAN is asked once more, then those that may have recovered are
     /// tried once more: a holder that restarts answers a second later, its socket is open all
-    /// the time. Then the LAN again, until [`ANOTHER_HOLDER_WITHIN`] of the first failure of all.
+    /// the time. Then the LAN again, as long as the budget of the burst lasts.
     pub(super) async fn open(&mut self, range: Range<u64>) -> Result<(Holder, Body), StreamError> {
         loop {
             while let Some(holder) = self.take() {
@@ -199,17 +253,14 @@ impl Holders {
                 }
             }
             self.rounds += 1;
-            let since = *self.all_failed.get_or_insert_with(Instant::now);
-            let is_early = !self.resumes
-                && self.rounds <= MOST_ROUNDS
-                && since.elapsed() < ANOTHER_HOLDER_WITHIN;
-            match self.resort {
+            let resort = self.resort;
+            match resort {
                 Resort::AskAgain if self.rounds <= MOST_ROUNDS => self.ask_again().await,
                 Resort::TryAgain => {
                     self.resort = Resort::Nothing;
                     self.found.holders = std::mem::take(&mut self.again);
                 }
-                Resort::Nothing if is_early => {
+                Resort::Nothing if self.may_look_again() => {
                     sleep(ASK_AGAIN_AFTER).await;
                     self.ask_again().await;
                     // Those that have failed twice get no more work out of us, unless somebody new has come.
@@ -219,7 +270,7 @@ impl Holders {
                 }
                 Resort::AskAgain | Resort::Nothing => {
                     let hash = self.info().path.hash();
-                    self.finder.memory().known.forget(hash);
+                    self.finder.memory().nar_sources.forget(hash);
                     return Err(StreamError::NoHolder {
                         hash,
                         position: range.start,
@@ -237,6 +288,7 @@ impl Holders {
     ) -> Result<(Holder, Body), (Holder, HolderError)> {
         let (finder, info) = (self.finder.clone(), Arc::clone(self.info()));
         let limits = finder.limits();
+        let [stall, stall_alone] = self.stall_limits(&holder, false);
         let queued = holder.clone();
         let mut turn = pin!(finder.opening_turn(&queued));
         let _turn = match timeout(limits.stall, turn.as_mut()).await {
@@ -261,14 +313,13 @@ impl Holders {
                 Err(error) => Err((proved, error)),
             }
         });
-        if let Ok(opened) = timeout(limits.stall, opening.as_mut()).await {
+        if let Ok(opened) = timeout(stall, opening.as_mut()).await {
             return opened;
         }
         let error = if self.has_others().await {
-            let after = limits.stall;
-            HolderError::Stalled { after }
+            HolderError::Stalled { after: stall }
         } else {
-            let after = limits.stall_alone;
+            let after = stall_alone;
             match timeout(after, opening).await {
                 Ok(opened) => return opened,
                 Err(_) => HolderError::Silent { after },
@@ -290,9 +341,9 @@ impl Holders {
         self.resort = Resort::TryAgain;
         let (hash, nar_hash) = (self.info().path.hash(), Some(self.info().nar_hash));
         let again = match self.finder.ask(hash, nar_hash, &self.tried).await {
-            Ok(found) => Some(found),
-            Err(_) if self.own_is_damaged => None,
-            Err(_) => self.finder.own(hash, nar_hash).await,
+            Some(found) => Some(found),
+            None if self.own_is_damaged => None,
+            None => self.finder.own(hash, nar_hash).await,
         };
         self.add(again);
     }
@@ -300,8 +351,8 @@ impl Holders {
     /// Whether what was passed on of this NAR a moment ago was wrong.
     pub(super) fn was_wrong(&self) -> bool {
         let (hash, nar_hash) = (self.info().path.hash(), self.info().nar_hash);
-        let known = &self.finder.memory().known;
-        known.hopeless(Instant::now(), hash, nar_hash) == Some(Hopeless::Wrong)
+        let sources = &self.finder.memory().nar_sources;
+        sources.incompletable(Instant::now(), hash, nar_hash) == Some(Incompletable::Wrong)
     }
 
     /// Looks for a second holder if there is none: again and again for a NAR that was wrong, as the
@@ -331,7 +382,7 @@ impl Holders {
         let asked = self.finder.ask(hash, nar_hash, &known);
         let more = timeout(patience, asked).await;
         let before = std::mem::take(&mut self.found.holders);
-        self.add(more.ok().and_then(Result::ok));
+        self.add(more.ok().flatten());
         self.found.holders = before
             .into_iter()
             .chain(std::mem::take(&mut self.found.holders))
@@ -348,12 +399,19 @@ impl Holders {
         }
     }
 
+    /// `holder` gave all that it was asked for.
+    pub(super) fn record_success(&self, holder: &Holder) {
+        if let Some(peer) = holder.address() {
+            let health = &self.finder.memory().health;
+            health.record_success(peer, Success::Nar);
+        }
+    }
+
     /// One line for a NAR that came from `peer` to its end.
     pub(super) fn report(&self, peer: PeerAddr, others: usize, bytes: u64, elapsed: Duration) {
         let info = self.info();
         let memory = self.finder.memory();
         memory.counters.fetched();
-        memory.standing.served(peer);
         let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let path = info.path.display(&self.finder.0.trust.store_dir);
         let beside = match others {

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use super::{Step, StreamError, holders::Holders};
 use crate::finder::{
     Holder,
-    opening::{Body, HolderError},
+    nar_sources::{Body, HolderError},
 };
 
 /// A holder that gives less than this while it is waited for so long is left.
@@ -63,6 +63,8 @@ pub(super) struct Line {
     /// Where the next byte from a holder belongs, and the end.
     left: Range<u64>,
     current: Option<(Holder, Body)>,
+    /// The current holder has given bytes.
+    has_begun: bool,
     pace: Pace,
     /// The LAN was asked because the holder is slow, once in a stream.
     asked_for_a_quicker_one: bool,
@@ -73,6 +75,7 @@ impl Line {
         Self {
             left: range,
             current: None,
+            has_begun: false,
             pace: Pace::default(),
             asked_for_a_quicker_one: false,
         }
@@ -84,17 +87,14 @@ impl Line {
             self.finish(holders).await;
             return Ok(Step::End);
         }
-        let limits = holders.finder().limits();
-        let (stall, stall_alone) = (limits.stall, limits.stall_alone);
-        let after = if holders.may_be_others() {
-            stall
-        } else {
-            stall_alone
-        };
         let Some((holder, body)) = &mut self.current else {
             self.current = Some(holders.open(self.left.clone()).await?);
+            self.has_begun = false;
             return Ok(Step::Nothing);
         };
+        let [stall, stall_alone] = holders.stall_limits(holder, self.has_begun);
+        let is_alone = !holders.may_be_others();
+        let after = if is_alone { stall_alone } else { stall };
         let asked = Instant::now();
         let error = match tokio::time::timeout(after, body.next()).await {
             // It is read from its start, and on its way to where it goes on.
@@ -115,6 +115,7 @@ impl Line {
                     }
                     _ => {
                         self.left.start += piece.len() as u64;
+                        self.has_begun = true;
                         holders.progress();
                         return Ok(Step::Bytes(piece, holder));
                     }
@@ -128,7 +129,7 @@ impl Line {
                 if holders.at_hand() == 0 && holders.may_be_others() {
                     holders.ask_again().await;
                 }
-                match (holders.at_hand(), after == stall_alone) {
+                match (holders.at_hand(), is_alone) {
                     (0, false) => return Ok(Step::Nothing),
                     (0, true) => HolderError::Silent { after },
                     _ => HolderError::Stalled { after },

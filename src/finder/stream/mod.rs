@@ -26,7 +26,7 @@ use super::{
     acceptance::Proof,
     budget::{LOOPBACK_PATIENCE, Loan, STREAM_BYTES, Slot},
     inquiry::{Evidence, Examination, Mark},
-    known::Hopeless,
+    nar_sources::Incompletable,
 };
 use crate::{
     format::{NarHash, StorePathHash},
@@ -425,9 +425,9 @@ impl NarStream {
     fn give_up(&self) {
         let info = self.holders.info();
         let (path, nar_hash) = (info.path.hash(), info.nar_hash);
-        let known = &self.holders.finder().memory().known;
-        known.forget(path);
-        known.give_up(Instant::now(), path, nar_hash, Hopeless::Wrong);
+        let sources = &self.holders.finder().memory().nar_sources;
+        sources.forget(path);
+        sources.give_up(Instant::now(), path, nar_hash, Incompletable::Wrong);
     }
 
     fn report(&self) {
@@ -435,6 +435,9 @@ impl NarStream {
         let Some(first) = peers.first().copied() else {
             return;
         };
+        if let Some(last) = &self.sender {
+            self.holders.record_success(last);
+        }
         peers.sort_unstable();
         peers.dedup();
         let bytes = self.range.end - self.range.start;

@@ -126,6 +126,54 @@ fn finds_the_good_signature_among_bad_ones_and_the_right_key_among_namesakes() {
 }
 
 #[test]
+fn a_good_signature_is_found_among_a_thousand() {
+    let dir = StoreDir::default();
+    let mut info = hello();
+    let good = info.signatures[0].clone();
+    let keys = trusted(&[&NixTrust::default().public_keys[0].to_string()]);
+    for others in [40_u64, 999] {
+        let strangers = (0..others).map(|number| Signature {
+            key_name: format!("stranger-{number}").into(),
+            bytes: [7; 64],
+        });
+        info.signatures = strangers.chain([good.clone()]).collect();
+        assert_eq!(keys.verify(&dir, &info), Some(&good), "{others}");
+        // The same signature again and again is verified once.
+        let forged = Signature {
+            bytes: [9; 64],
+            ..good.clone()
+        };
+        info.signatures = vec![forged; others as usize];
+        info.signatures.push(good.clone());
+        assert_eq!(keys.verify(&dir, &info), Some(&good), "{others}");
+    }
+}
+
+#[test]
+fn forged_signatures_of_a_trusted_name_cost_a_bounded_time() {
+    let (dir, mut info) = (StoreDir::default(), hello());
+    let good = info.signatures[0].clone();
+    let keys = trusted(&[&NixTrust::default().public_keys[0].to_string()]);
+    let forged = |number: usize| {
+        let mut bytes = [9; 64];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        Signature {
+            bytes,
+            ..good.clone()
+        }
+    };
+    info.signatures = (1..MAX_VERIFIED_OF_A_NAME).map(forged).collect();
+    info.signatures.push(good.clone());
+    assert_eq!(keys.verify(&dir, &info), Some(&good));
+    info.signatures.insert(0, forged(0));
+    assert_eq!(
+        keys.verify(&dir, &info),
+        None,
+        "the good one is one too many"
+    );
+}
+
+#[test]
 fn refuses_a_scalar_that_is_not_canonical_as_libsodium_does() {
     // S + L passes the equation of RFC 8032 but not its range check.
     const L: [u8; 32] = [

@@ -115,7 +115,7 @@ impl Names {
     /// Begins to look up. The caches whose addresses are known are handed on at once.
     pub fn new(lan: LanHandle, mut setup: NamesSetup) -> Self {
         let config = setup.config.borrow_and_update().clone();
-        let listed = (setup.interfaces)();
+        let listed = (setup.interfaces)().unwrap_or_default();
         let around = Arc::new(Surroundings::new(lan.instance(), config.clone(), &listed));
         let remembered = setup.peers.borrow().clone();
         let mut names = Self {
@@ -282,7 +282,7 @@ impl Names {
 
     /// Lists the interfaces; true if they are not as they were.
     fn look_around(&mut self) -> bool {
-        let listed = (self.setup.interfaces)();
+        let listed = (self.setup.interfaces)().unwrap_or_default();
         let is_changed = listed != self.listed;
         if is_changed {
             self.remembered.clear();
@@ -381,7 +381,7 @@ impl Names {
         }
         for peer in self.lan.peers() {
             let is_heard = peer.heard.is_some_and(|ago| ago < self.started.elapsed());
-            if is_heard && peer.has_answered && !peer.is_static {
+            if is_heard && peer.is_live && !peer.is_configured {
                 announced.retain(|address| *address != peer.address);
             }
         }

@@ -1,73 +1,68 @@
 //! What happened, in numbers. Nothing that a stranger sends is logged; it is counted here.
 
-use crate::protocol::wire::WireError;
+use crate::protocol::datagram::DatagramError;
 
 /// Counts since the process began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Datagrams that came in, all of them.
     pub received: u64,
-    /// Requests that were taken: allowed, within the rate, not our own.
-    pub requests: u64,
-    /// Batches among them.
-    pub batches: u64,
-    /// Requests that came after a batch which asked the same.
-    pub asked_in_batch: u64,
-    /// Answers left out because a large LAN was asked for what is not here.
+    /// Asks of peers that were taken.
+    pub asks: u64,
+    /// Requests of old peers that were taken.
+    pub old_requests: u64,
+    /// Asks that were not answered because there was nothing to say.
     pub left_out: u64,
-    /// Answers to our batches, of asks in progress.
+    /// Answers to our asks.
     pub answers: u64,
-    /// Asks sent again to those who were silent.
-    pub repeated: u64,
-    /// Questions broadcast while summaries decided, to hear of what is new.
-    pub probes: u64,
-    /// Responses to a lookup in progress.
+    /// Responses of old peers.
     pub responses: u64,
-    /// Absents to a lookup in progress.
-    pub absents: u64,
-    /// Hellos of others.
-    pub hellos: u64,
-    /// Answers to our hello.
-    pub heres: u64,
-    /// Answers that came when their lookup had ended.
+    /// Paths in answers that came when their lookup had ended.
     pub late: u64,
-    /// Second answers to the same request, and second hellos.
-    pub duplicates: u64,
     /// Our own datagrams, heard again.
     pub echoes: u64,
-    /// Requests and hellos dropped because their source sends too many.
+    /// Questions dropped because too many are asked.
     pub rate_limited: u64,
     /// Peers not taken into the table: it is full, or their network introduces too many.
     pub peers_refused: u64,
-    /// Hellos broadcast: bursts begun.
+    /// Asks sent to one peer.
+    pub asks_sent: u64,
+    /// Hashes asked again because no answer had come.
+    pub repeated: u64,
+    /// Asks broadcast for what a sample of a large LAN does not have.
+    pub broadcasts_sent: u64,
+    /// Broadcasts that ask who is there.
+    pub discoveries: u64,
+    /// Requests sent for old peers.
+    pub old_requests_sent: u64,
+    /// Times that a peer let a whole lookup pass.
+    pub gone_silent: u64,
+    /// Bursts of lookups begun.
     pub bursts: u64,
     /// Lookups begun.
     pub lookups: u64,
-    /// Lookups ended because there was nobody to ask or to wait for.
+    /// Lookups ended because there was nobody to ask.
     pub ended_alone: u64,
     /// Lookups ended because all that were waited for had answered.
     pub ended_answered: u64,
-    /// Lookups ended because summaries said what all have.
-    pub ended_covered: u64,
     /// Lookups ended by time.
-    pub ended_timeout: u64,
+    pub ended_timed_out: u64,
     /// Lookups refused because too many were in progress.
     pub ended_overload: u64,
-    /// Lookups ended by who began them.
+    /// Lookups ended by whoever began them.
     pub cancelled: u64,
     rejected: [u64; Reject::ALL.len()],
 }
 
 impl Counters {
     /// Lookups that ended, by how.
-    pub fn ended(&self) -> [(&'static str, u64); 6] {
+    pub fn ended(&self) -> [(&'static str, u64); 5] {
         [
             ("alone", self.ended_alone),
             ("answered", self.ended_answered),
             ("cancelled", self.cancelled),
-            ("covered", self.ended_covered),
             ("overload", self.ended_overload),
-            ("timeout", self.ended_timeout),
+            ("timed-out", self.ended_timed_out),
         ]
     }
 
@@ -90,6 +85,8 @@ pub enum Reject {
     NotAllowed,
     /// From port 0, or an address that is not one machine's.
     Source,
+    /// A broadcast from another network, or from another port than ours.
+    Broadcast,
     /// No bytes.
     Empty,
     /// A type that is not known.
@@ -106,7 +103,7 @@ pub enum Reject {
     Port,
     /// A version that does not exist.
     Version,
-    /// A batch of nothing, or of more than fits.
+    /// More hashes than fit, or another number of states than of hashes asked for.
     Count,
     /// An answer to nothing that was asked.
     UnknownId,
@@ -114,9 +111,10 @@ pub enum Reject {
 
 impl Reject {
     /// All of them, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NotAllowed,
         Self::Source,
+        Self::Broadcast,
         Self::Empty,
         Self::UnknownType,
         Self::Truncated,
@@ -134,6 +132,7 @@ impl Reject {
         match self {
             Self::NotAllowed => "not-allowed",
             Self::Source => "source",
+            Self::Broadcast => "broadcast",
             Self::Empty => "empty",
             Self::UnknownType => "unknown-type",
             Self::Truncated => "truncated",
@@ -148,17 +147,17 @@ impl Reject {
     }
 }
 
-impl From<WireError> for Reject {
-    fn from(error: WireError) -> Self {
+impl From<DatagramError> for Reject {
+    fn from(error: DatagramError) -> Self {
         match error {
-            WireError::Empty => Self::Empty,
-            WireError::UnknownType(_) => Self::UnknownType,
-            WireError::Truncated { .. } => Self::Truncated,
-            WireError::Hash => Self::Hash,
-            WireError::Path => Self::Path,
-            WireError::Port(_) => Self::Port,
-            WireError::Version => Self::Version,
-            WireError::Count(_) => Self::Count,
+            DatagramError::Empty => Self::Empty,
+            DatagramError::UnknownType(_) => Self::UnknownType,
+            DatagramError::Truncated { .. } => Self::Truncated,
+            DatagramError::Hash => Self::Hash,
+            DatagramError::Path => Self::Path,
+            DatagramError::Port(_) => Self::Port,
+            DatagramError::Version => Self::Version,
+            DatagramError::Count(_) => Self::Count,
         }
     }
 }

@@ -1,398 +1,383 @@
-//! What each datagram does to the state.
+//! What comes in: answers to our asks, and asks of others.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
-    Action, Discovery, HELLO_MEMORY, Origin, Question, Reject, Wanted,
-    asks::Asked,
-    peer::{Sign, http_addr},
-    slots::MAX_PEERS,
+    Action, Arrival, Discovery, LookupId, PeerRequest, Reject,
+    asks::Target,
+    events::RequestForm,
+    peer_table::http_address,
+    state_machine::{ASK_SPREAD, DISCOVERY_SPREAD, MAX_UNICAST, spread},
 };
 use crate::{
     format::StorePathHash,
     protocol::{
-        PeerAddr,
-        peer_addr::canonical,
-        wire::{About, Datagram, Held},
+        PathState,
+        datagram::{Answer, Ask, Datagram, Magnitude},
     },
 };
 
-/// The datagram, if its sender may be listened to and it is one.
-fn admit(from: SocketAddr, bytes: &[u8], origin: Origin) -> Result<Datagram, Reject> {
-    if !origin.is_allowed {
-        return Err(Reject::NotAllowed);
-    }
-    PeerAddr::new(from).map_err(|_| Reject::Source)?;
-    Ok(Datagram::parse(bytes)?)
-}
+/// A shorter delay is not worth a timer.
+const LEAST_DELAY: Duration = Duration::from_millis(1);
+
+/// On a large LAN about so many peers answer a broadcast that only asks who is there.
+const DISCOVERY_ANSWERS: u32 = 384;
 
 impl Discovery {
-    /// Takes in one datagram.
+    /// Takes in a datagram.
     pub fn receive(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        arrival: &Arrival,
         bytes: &[u8],
-        origin: Origin,
         actions: &mut Vec<Action>,
     ) {
-        let from = canonical(from);
         self.counters.received += 1;
-        match admit(from, bytes, origin) {
-            Ok(datagram) => {
-                self.take(now, from, datagram, origin.is_own, actions);
-                self.flush_if_answered(now, actions);
-            }
-            Err(reject) => self.counters.reject(reject),
+        if !arrival.is_allowed {
+            return self.counters.reject(Reject::NotAllowed);
         }
-    }
-
-    fn take(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        datagram: Datagram,
-        is_own: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        match datagram {
-            Datagram::Request { id, hash } => {
-                if is_own && self.asks.hash_of(id) == Some(hash) {
-                    return self.note_echo(from, is_own);
+        if http_address(arrival.from, arrival.from.port()).is_none() {
+            return self.counters.reject(Reject::Source);
+        }
+        match Datagram::parse(bytes) {
+            Ok(Datagram::Ask(ask)) => self.take_ask(now, arrival, ask, actions),
+            Ok(Datagram::Answer(answer)) => self.take_answer(now, arrival, &answer, actions),
+            Ok(Datagram::Request { id, hash }) => {
+                if self.is_taken(now, arrival, 1) {
+                    self.counters.old_requests += 1;
+                    actions.push(Action::Request(PeerRequest {
+                        from: arrival.from,
+                        hashes: vec![hash],
+                        path: arrival.path,
+                        id,
+                        form: RequestForm::Old,
+                    }));
                 }
-                if self.heard.knows(now, from, hash) {
-                    self.counters.asked_in_batch += 1;
-                    return;
-                }
-                let wanted = Wanted::One(hash);
-                self.take_question(now, Question { from, id, wanted }, is_own, actions);
             }
-            Datagram::Batch { id, .. } if is_own && self.asks.knows(id) => {
-                self.note_echo(from, is_own);
-            }
-            Datagram::Batch {
-                id,
-                known,
-                to_many,
-                hashes,
-            } => {
-                let wanted = Wanted::Batch {
-                    known,
-                    to_many,
-                    hashes,
-                };
-                self.take_question(now, Question { from, id, wanted }, is_own, actions);
-            }
-            Datagram::Hello { about, .. }
-            | Datagram::Here { about, .. }
-            | Datagram::Answer { about, .. }
-                if about.instance == self.instance =>
-            {
-                self.note_echo(from, is_own);
-            }
-            Datagram::Hello { id, about, known } => {
-                self.take_hello(now, from, id, about, known, actions);
-            }
-            _ if is_own => self.note_echo(from, is_own),
-            Datagram::Response {
+            Ok(Datagram::Response {
                 id,
                 http_port,
                 hash,
-            } => {
-                self.take_response(now, from, id, http_port, hash, actions);
-            }
-            Datagram::Absent { id } => self.take_absent(now, from, id, actions),
-            Datagram::Answer { id, about, held } => {
-                self.take_answer(now, from, id, about, held, actions);
-            }
-            Datagram::Here { id, about } => self.take_here(now, from, id, about, actions),
+            }) => self.take_response(now, arrival, (id, http_port, hash), actions),
+            Err(error) => self.counters.reject(error.into()),
         }
     }
 
-    /// Our own words. If they were sent to a configured peer, that is this machine.
-    fn note_echo(&mut self, from: SocketAddr, is_own: bool) {
-        self.counters.echoes += 1;
-        if is_own {
-            self.peers.note_myself(from);
+    /// Whether a question is answered: not our own, from this link if it was broadcast, and not
+    /// more than there is time for.
+    fn is_taken(&mut self, now: Instant, arrival: &Arrival, count: u32) -> bool {
+        if arrival.is_own {
+            self.counters.echoes += 1;
+            return false;
         }
+        let is_near = arrival.is_on_link && arrival.from.port() == self.settings.port;
+        if arrival.is_broadcast && !is_near {
+            self.counters.reject(Reject::Broadcast);
+            return false;
+        }
+        let is_live = self.is_live(arrival.from.ip());
+        let is_admitted = self.ask_limit.admit(now, arrival.from.ip(), is_live, count);
+        self.counters.rate_limited += u64::from(!is_admitted);
+        is_admitted
     }
 
-    fn take_question(
-        &mut self,
-        now: Instant,
-        question: Question,
-        is_own: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        let from = question.from;
-        let count = question.wanted.hashes().len();
-        if !self.sources.take(now, from.ip(), count as u32) {
-            self.counters.rate_limited += 1;
+    fn take_ask(&mut self, now: Instant, arrival: &Arrival, ask: Ask, actions: &mut Vec<Action>) {
+        if ask.sender.instance == self.instance {
+            return self.note_echo(now, ask.id, actions);
+        }
+        if !self.is_taken(now, arrival, ask.hashes.len() as u32) {
             return;
         }
-        self.counters.requests += 1;
-        let hears_us = from.port() == self.settings.port || self.peers.is_static(from);
-        let sign = match &question.wanted {
-            Wanted::One(_) => Sign::Request,
-            Wanted::Batch { hashes, .. } => {
-                self.counters.batches += 1;
-                self.heard.note(now, from, hashes);
-                Sign::Batch
+        self.counters.asks += 1;
+        let ip = arrival.from.ip();
+        let is_for_all = arrival.is_broadcast && !ask.only_if_any;
+        if is_for_all && !self.broadcasts_answered.admit(now, ip) {
+            // Someone may ask in this peer's name to keep it from being answered.
+            self.counters.rate_limited += 1;
+            self.greet(now, arrival.from, actions);
+            return;
+        }
+        self.note_asker(now, arrival.from, actions);
+        let request = PeerRequest {
+            from: arrival.from,
+            path: arrival.path,
+            id: ask.id,
+            form: RequestForm::Ask {
+                is_broadcast: arrival.is_broadcast,
+                only_if_any: ask.only_if_any,
+                peers: ask.peers,
+            },
+            hashes: ask.hashes,
+        };
+        if request.hashes.is_empty() {
+            self.answer(now, &request, &[], 0, actions);
+        } else {
+            actions.push(Action::Request(request));
+        }
+    }
+
+    /// Answers a peer; `states`: one for each of its hashes. `streams`: the NARs that are sent
+    /// to peers now.
+    pub fn answer(
+        &mut self,
+        now: Instant,
+        request: &PeerRequest,
+        states: &[PathState],
+        streams: usize,
+        actions: &mut Vec<Action>,
+    ) {
+        let has_any = states.iter().any(|&state| state != PathState::Absent);
+        let (id, sender) = (request.id, self.sender());
+        let (packet, delay) = match request.form {
+            RequestForm::Old => {
+                let (Some(&hash), Some(PathState::Present)) =
+                    (request.hashes.first(), states.first())
+                else {
+                    return;
+                };
+                let http_port = sender.http_port;
+                let response = Datagram::Response {
+                    id,
+                    http_port,
+                    hash,
+                };
+                (response.encode(), Duration::ZERO)
+            }
+            RequestForm::Ask {
+                is_broadcast,
+                only_if_any,
+                peers,
+            } => {
+                let is_thinned =
+                    is_broadcast && !only_if_any && !has_any && !self.is_chosen(id, peers);
+                if only_if_any && !has_any || is_thinned {
+                    self.counters.left_out += 1;
+                    return;
+                }
+                let answer = Answer {
+                    id,
+                    sender,
+                    streams: Magnitude::of(streams),
+                    states: states.to_vec(),
+                };
+                let delay = match (is_broadcast, only_if_any) {
+                    (false, _) => Duration::ZERO,
+                    (true, true) => spread(ASK_SPREAD, peers),
+                    (true, false) => spread(DISCOVERY_SPREAD, peers),
+                };
+                (Datagram::Answer(answer).encode(), delay)
             }
         };
-        if hears_us && !is_own {
-            self.learn(now, from, sign);
-        }
-        actions.push(Action::Question(question));
+        let reply = Action::Reply {
+            to: request.from,
+            path: request.path,
+            packet,
+        };
+        let delay = delay.mul_f64(self.part(id));
+        let reply = if delay < LEAST_DELAY {
+            Some(reply)
+        } else {
+            self.delayed.push(now + delay, reply)
+        };
+        actions.extend(reply);
     }
 
-    fn take_hello(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        id: u32,
-        about: About,
-        known: u16,
-        actions: &mut Vec<Action>,
-    ) {
-        if !self.sources.take(now, from.ip(), 1) {
-            self.counters.rate_limited += 1;
-            return;
-        }
-        let slot = self.learn(now, from, Sign::Hello(about));
-        if slot.is_some_and(|slot| !self.peers.answers_hello(slot, id)) {
-            self.counters.duplicates += 1;
-            return;
-        }
-        self.counters.hellos += 1;
-        let about = self.about();
-        let packet = Datagram::Here { id, about }.encode();
-        actions.extend(self.reply_within(now, known, from, id, packet));
+    /// A number from 0 to 1 that differs from peer to peer and from ask to ask.
+    fn part(&self, id: u32) -> f64 {
+        let mixed = (self.instance ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        f64::from((mixed >> 32) as u32) / f64::from(u32::MAX)
     }
 
-    fn take_here(
+    /// Whether this peer is one of those that answer a broadcast which only asks who is there.
+    fn is_chosen(&self, id: u32, peers: Magnitude) -> bool {
+        let known = peers.at_most().max(self.live_peers().at_most());
+        let share = f64::from(DISCOVERY_ANSWERS) / f64::from(known.max(1));
+        known as usize <= 2 * MAX_UNICAST || self.part(!id) < share
+    }
+
+    fn take_answer(
         &mut self,
         now: Instant,
-        from: SocketAddr,
-        id: u32,
-        about: About,
+        arrival: &Arrival,
+        answer: &Answer,
         actions: &mut Vec<Action>,
     ) {
-        let is_answer = self
-            .hello
-            .is_some_and(|(hello, at)| hello == id && now < at + HELLO_MEMORY);
-        if !is_answer {
-            self.counters.reject(Reject::UnknownId);
-            return;
+        let Some(sent) = self.asks.get(answer.id).cloned() else {
+            return self.counters.reject(Reject::UnknownId);
+        };
+        if answer.states.len() != sent.lookups.len() {
+            return self.counters.reject(Reject::Count);
         }
-        self.counters.heres += 1;
-        match self.learn(now, from, Sign::Here(about)) {
-            Some(slot) => self.catch_up(now, slot, actions),
-            None if self.unplaced.len() < MAX_PEERS => {
-                self.unplaced.insert(from.ip());
+        self.counters.answers += 1;
+        let took = now.saturating_duration_since(sent.at);
+        let is_at = |slot: &usize| {
+            let peer = self.peers.get(*slot);
+            peer.is_some_and(|peer| peer.address == arrival.from)
+        };
+        let by_asked = match sent.target {
+            Target::Peer(slot) => Some(slot).filter(is_at),
+            _ => None,
+        };
+        let is_broadcast = sent.target == Target::Broadcast;
+        let interface = arrival.path.interface;
+        self.note_heard_on(now, interface, is_broadcast.then_some(took));
+        let slot = by_asked.or_else(|| self.place(now, arrival.from));
+        let mut returned = false;
+        if let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) {
+            returned = peer.is_silent || peer.sender.is_none();
+            peer.is_silent = false;
+            peer.heard = Some(now);
+            peer.sender = Some(answer.sender);
+            peer.interface = interface;
+            if by_asked.is_some() {
+                peer.measure(took);
             }
-            None => {}
+            if let Some((last, _, is_answered)) = &mut peer.last_ask
+                && *last == answer.id
+            {
+                *is_answered = true;
+            }
+        }
+        let is_unicast = by_asked.is_some() || sent.target == Target::Address;
+        if let Some(slot) = slot.filter(|_| is_unicast) {
+            returned |= self.peers.set_live(slot);
+        }
+        let http = http_address(arrival.from, answer.sender.http_port);
+        for (&id, &state) in sent.lookups.iter().zip(&answer.states) {
+            self.take_state(now, (id, slot, http), state, actions);
+        }
+        if let Some(slot) = slot {
+            if returned {
+                self.catch_up(now, slot);
+            }
+            self.confirm(now, slot, actions);
+            self.flush(now, slot, actions);
+        }
+    }
+
+    /// What one peer says of one path.
+    fn take_state(
+        &mut self,
+        now: Instant,
+        (id, slot, http): (LookupId, Option<usize>, Option<crate::protocol::PeerAddr>),
+        state: PathState,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(lookup) = self.lookups.get_mut(&id) else {
+            self.counters.late += 1;
+            return;
+        };
+        if state == PathState::Undecided {
+            lookup.is_undecided = true;
+            return;
+        }
+        let is_present = state == PathState::Present;
+        if let Some(peer) = http.filter(|_| is_present)
+            && lookup.add_candidate(peer)
+        {
+            let lookup = id;
+            actions.push(Action::Candidate { lookup, peer });
+        }
+        let Some(lookup) = self.lookups.get_mut(&id) else {
+            return;
+        };
+        if let Some(slot) = slot {
+            let is_first = lookup.take_answer(slot, is_present);
+            if let Some(peer) = self.peers.get_mut(slot).filter(|_| is_first) {
+                let count = if is_present {
+                    &mut peer.present
+                } else {
+                    &mut peer.absent
+                };
+                *count += 1;
+            }
+            self.check(now, id, actions);
+        }
+    }
+
+    /// A peer that broadcasts alone have reached so far is asked by unicast: only then it is known
+    /// that it hears us.
+    fn confirm(&mut self, now: Instant, slot: usize, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get(slot) else {
+            return;
+        };
+        if !peer.is_live && peer.queue.is_empty() && peer.waves.is_empty() {
+            let address = peer.address;
+            self.greet(now, address, actions);
         }
     }
 
     fn take_response(
         &mut self,
         now: Instant,
-        from: SocketAddr,
-        id: u32,
-        http_port: u16,
-        hash: StorePathHash,
+        arrival: &Arrival,
+        (id, http_port, hash): (u32, u16, StorePathHash),
         actions: &mut Vec<Action>,
     ) {
-        if self.asks.hash_of(id).is_some_and(|asked| asked != hash) {
-            self.counters.reject(Reject::OtherHash);
+        let Some(sent) = self.asks.get(id).cloned() else {
+            return self.counters.reject(Reject::UnknownId);
+        };
+        if arrival.is_own {
+            self.counters.echoes += 1;
             return;
         }
-        let Some(slot) = self.learn_answer(now, from, id, Sign::Response) else {
-            return;
+        let &[lookup] = &sent.lookups[..] else {
+            return self.counters.reject(Reject::UnknownId);
         };
-        if self.note_present(now, from, id, http_port, slot, actions) {
-            self.counters.responses += 1;
-            self.finish_if_over(now, id, actions);
-        } else {
-            self.note_duplicate(slot, &[id]);
+        let is_right = |asked: StorePathHash| asked == hash;
+        let asked = self.lookups.get(&lookup).map(|lookup| lookup.hash);
+        if asked.is_some_and(|asked| !is_right(asked)) {
+            return self.counters.reject(Reject::OtherHash);
         }
-    }
-
-    /// Takes note of a holder; false if it is known already, or there are enough.
-    fn note_present(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        id: u32,
-        http_port: u16,
-        slot: Option<usize>,
-        actions: &mut Vec<Action>,
-    ) -> bool {
-        let Asked::Now(lookup) = self.asks.asked(id) else {
-            return false;
-        };
-        let Some(peer) = http_addr(from, http_port).filter(|_| lookup.add_candidate(from)) else {
-            return false;
-        };
-        if let Some(slot) = slot {
-            lookup.answered.insert(slot);
-            self.peers.note_answer(slot, Some(peer));
-            self.note_round_trip(now, id, slot);
-        }
-        actions.push(Action::Candidate { lookup: id, peer });
-        true
-    }
-
-    fn take_absent(&mut self, now: Instant, from: SocketAddr, id: u32, actions: &mut Vec<Action>) {
-        let Some(slot) = self.learn_answer(now, from, id, Sign::Absent) else {
-            return;
-        };
-        if self.note_absent(now, id, slot) {
-            self.counters.absents += 1;
-            self.finish_if_over(now, id, actions);
-        } else {
-            self.note_duplicate(slot, &[id]);
-        }
-    }
-
-    /// Takes note of one that has nothing; false if that is known.
-    fn note_absent(&mut self, now: Instant, id: u32, slot: Option<usize>) -> bool {
-        let Asked::Now(lookup) = self.asks.asked(id) else {
-            return false;
-        };
-        if slot.is_some_and(|slot| lookup.answered.contains(slot)) {
-            return false;
-        }
-        lookup.absent = lookup.absent.saturating_add(1);
-        if let Some(slot) = slot {
-            lookup.answered.insert(slot);
-            self.peers.note_answer(slot, None);
-            self.note_round_trip(now, id, slot);
-        }
-        true
-    }
-
-    fn take_answer(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        id: u32,
-        about: About,
-        held: Held,
-        actions: &mut Vec<Action>,
-    ) {
-        let sign = Sign::Answer(about);
-        let lookups = match self.asks.framed(id) {
-            Asked::Now(lookups) if lookups.len() == held.count() => lookups,
-            Asked::Now(_) => {
-                self.counters.reject(Reject::Count);
-                return;
-            }
-            Asked::Before(sent) => {
-                self.learn_late(now, from, sign, sent);
-                return;
-            }
-            Asked::Never => {
-                self.counters.reject(Reject::UnknownId);
-                return;
-            }
-        };
-        let slot = self.learn(now, from, sign);
-        self.counters.answers += 1;
-        let mut is_new = false;
-        let mut numbers = held.numbers().peekable();
-        for (number, &lookup) in lookups.iter().enumerate() {
-            let is_held = numbers.next_if_eq(&number).is_some();
-            is_new |= if is_held {
-                self.note_present(now, from, lookup, about.http_port, slot, actions)
-            } else {
-                self.note_absent(now, lookup, slot)
-            };
-        }
-        if !is_new {
-            self.note_duplicate(slot, &lookups);
-        }
-        for lookup in lookups {
-            self.finish_if_over(now, lookup, actions);
-        }
-    }
-
-    /// How long the peer in `slot` took, if it was awake.
-    fn note_round_trip(&mut self, now: Instant, id: u32, slot: usize) {
-        let Some(number) = self.asks.get(id).map(|lookup| lookup.ask) else {
-            return;
-        };
-        let Some(ask) = self.asks.ask_mut(number) else {
-            return;
-        };
-        let is_first = !ask.answered.contains(slot);
-        ask.answered.insert(slot);
-        if is_first && ask.counts_silence {
-            let since_first = now.saturating_duration_since(ask.sent);
-            let since_last = now.saturating_duration_since(ask.last_sent);
-            self.peers.note_round_trip(slot, since_first, since_last);
-        }
-    }
-
-    /// An answer to what has ended: its sender takes longer than it was given.
-    fn learn_late(&mut self, now: Instant, from: SocketAddr, sign: Sign, sent: Instant) {
-        self.counters.late += 1;
-        let slot = self.learn(now, from, sign);
-        let is_awake = self.window_ends.is_some_and(|end| end <= sent);
-        if let Some(slot) = slot.filter(|_| is_awake) {
-            let took = now
-                .saturating_duration_since(sent)
-                .min(self.settings.timeout);
-            self.peers.note_round_trip(slot, took, took);
-        }
-    }
-
-    /// Learns from an answer that its sender has our random id. `None` if it has not, or is
-    /// late; otherwise its slot, if it has one.
-    fn learn_answer(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        id: u32,
-        sign: Sign,
-    ) -> Option<Option<usize>> {
-        match self.asks.asked(id) {
-            Asked::Now(_) => Some(self.learn(now, from, sign)),
-            Asked::Before(sent) => {
-                self.learn_late(now, from, sign, sent);
-                None
-            }
-            Asked::Never => {
-                self.counters.reject(Reject::UnknownId);
-                None
+        self.counters.responses += 1;
+        self.note_heard_on(now, arrival.path.interface, None);
+        let slot = self.place(now, arrival.from);
+        if let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) {
+            peer.heard_old = Some(now);
+            peer.interface = arrival.path.interface;
+            if peer.sender.is_none() {
+                peer.heard = Some(now);
+                peer.is_silent = false;
             }
         }
+        let http = http_address(arrival.from, http_port);
+        self.take_state(now, (lookup, slot, http), PathState::Present, actions);
     }
 
-    fn learn(&mut self, now: Instant, from: SocketAddr, sign: Sign) -> Option<usize> {
-        let Some(learned) = self.peers.learn(now, from, sign) else {
+    /// The slot of a peer that has answered; none if no more are taken.
+    fn place(&mut self, now: Instant, address: SocketAddr) -> Option<usize> {
+        if let Some(slot) = self.peers.find(address) {
+            return Some(slot);
+        }
+        let is_admitted = self.burst.is_discovering(now) || self.new_peers.admit(now, address.ip());
+        let slot = is_admitted.then(|| self.peers.insert(address)).flatten();
+        if slot.is_none() {
+            self.turned_away = Some(now);
             self.counters.peers_refused += 1;
-            return None;
-        };
-        if learned.is_news {
-            self.probe_soon();
         }
-        if learned.is_new {
-            self.asks.forget_slot(learned.slot);
-            self.unplaced.remove(&from.ip());
-        }
-        Some(learned.slot)
+        slot
     }
 
-    /// A second answer to one of `lookups`: what was asked once came by two ways.
-    fn note_duplicate(&mut self, slot: Option<usize>, lookups: &[u32]) {
-        self.counters.duplicates += 1;
-        let lookup = lookups.iter().find_map(|&id| self.asks.get(id));
-        let ask = lookup.and_then(|lookup| self.asks.ask(lookup.ask));
-        let once = ask.filter(|ask| ask.sent == ask.last_sent);
-        if let (Some(slot), Some(ask)) = (slot, once) {
-            self.peers.note_double(slot, ask.sent);
+    /// We hear an ask of our own: a broadcast, or the address that it went to is ours.
+    fn note_echo(&mut self, now: Instant, id: u32, actions: &mut Vec<Action>) {
+        self.counters.echoes += 1;
+        let Some(Target::Peer(slot)) = self.asks.get(id).map(|sent| sent.target) else {
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.is_myself = true;
+            peer.queue.clear();
+            peer.waves.clear();
+        }
+        let waits = self.lookups.iter_mut();
+        let waited: Vec<LookupId> = waits
+            .filter_map(|(&id, lookup)| lookup.give_up_on_myself(slot).then_some(id))
+            .collect();
+        for id in waited {
+            self.check(now, id, actions);
         }
     }
 }

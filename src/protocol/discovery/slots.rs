@@ -1,15 +1,15 @@
 //! A set of slots of the peer table, in place.
 
-/// Peers that the table holds at most.
-pub(super) const MAX_PEERS: usize = 1_024;
+/// Slots of the table.
+pub(super) const MAX_SLOTS: usize = 1_536;
 
-/// A set of numbers below [`MAX_PEERS`], in 128 bytes.
+/// A set of numbers below [`MAX_SLOTS`], in 192 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slots([u64; MAX_PEERS / 64]);
+pub(super) struct Slots([u64; MAX_SLOTS / 64]);
 
 impl Default for Slots {
     fn default() -> Self {
-        Self([0; MAX_PEERS / 64])
+        Self([0; MAX_SLOTS / 64])
     }
 }
 
@@ -39,12 +39,17 @@ impl Slots {
         self.0.iter().all(|&word| word == 0)
     }
 
-    pub(super) fn is_subset(&self, of: &Self) -> bool {
-        self.0.iter().zip(&of.0).all(|(mine, its)| mine & !its == 0)
-    }
-
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// What is in one of the two.
+    pub(super) fn union(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        for (word, more) in both.0.iter_mut().zip(&other.0) {
+            *word |= more;
+        }
+        both
     }
 
     /// What is in `self` and not in `other`.
@@ -58,12 +63,11 @@ impl Slots {
 
     /// All of them, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..MAX_PEERS).filter(|&slot| self.contains(slot))
-    }
-
-    /// The slots that are in `self` and not in `other`, ascending.
-    pub(super) fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = usize> + 'a {
-        (0..MAX_PEERS).filter(|&slot| self.contains(slot) && !other.contains(slot))
+        let words = self.0.iter().enumerate().filter(|&(_, &word)| word != 0);
+        words.flat_map(|(number, &word)| {
+            let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
+            bits.map(move |bit| number * 64 + bit)
+        })
     }
 }
 
@@ -77,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_a_set(numbers in proptest::collection::vec((0..MAX_PEERS, any::<bool>()), 0..200)) {
+        fn is_a_set(numbers in proptest::collection::vec((0..MAX_SLOTS, any::<bool>()), 0..200)) {
             let mut slots = Slots::default();
             let mut set = BTreeSet::new();
             for (number, insert) in numbers {
@@ -91,11 +95,13 @@ mod tests {
                 prop_assert_eq!(slots.contains(number), insert);
             }
             prop_assert_eq!(slots.is_empty(), set.is_empty());
-            prop_assert!(slots.without(&Slots::default()).eq(set.iter().copied()));
-            let mut less = slots.clone();
-            if let Some(&first) = set.first() {
-                less.remove(first);
-                prop_assert!(less.is_subset(&slots) && !slots.is_subset(&less));
+            prop_assert!(slots.iter().eq(set.iter().copied()));
+            prop_assert_eq!(slots.len(), set.len());
+            let mut first = Slots::default();
+            if let Some(&number) = set.first() {
+                first.insert(number);
+                let rest = slots.minus(&first);
+                prop_assert!(rest.len() + 1 == slots.len() && rest.union(&first) == slots);
             }
         }
     }

@@ -57,7 +57,7 @@ class Configured:
         host.peerix.reset()
         for name, text in self._made["files"].items():
             if "--check-config" not in text:
-                host.write(f"/etc/{name}", text)
+                host.write(f"/etc/{name}", host.build.with_share_keys(text) if name.endswith(".toml") else text)
         host.write("/etc/nix/nix.conf", nix_conf(self._made, host.build.public_key))
         self._restart_nix()
         return self

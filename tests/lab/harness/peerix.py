@@ -1,10 +1,8 @@
 """The daemon on a lab host: its files, its settings, and what can be seen of it from outside."""
 
-import functools
 import os
+import re
 import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +35,15 @@ class Build:
         return (f"sandbox = false\nexperimental-features = nix-command\n"
                 f"substituters = {GATEWAY}\ntrusted-public-keys = {self.public_key}\n")
 
+    def with_share_keys(self, toml):
+        """`toml` with the lab's key in `share.keys`, unless it says itself which keys these are."""
+        if re.search(r"^(share\.)?keys *=", toml, re.M):
+            return toml
+        line = f'keys = ["{self.public_key}"]\n'
+        if "[share]\n" in toml:
+            return toml.replace("[share]\n", "[share]\n" + line, 1)
+        return f"{toml}\n[share]\n{line}"
+
 
 def binary():
     """The daemon's binary: `$PEERIX_BINARY`, else the checkout's release build."""
@@ -45,26 +52,6 @@ def binary():
         return Path(path)
     target = os.environ.get("CARGO_TARGET_DIR", CHECKOUT / "target")
     return Path(target) / "release" / "peerix"
-
-
-def sharing_of(build, toml):
-    """Settings with `share.keys`: by default only what cache.nixos.org signed is shared."""
-    name = build.public_key.partition(":")[0]
-    if not name or not knows_share_keys(build.binary) or "\nkeys = " in toml or "share.keys" in toml:
-        return toml
-    if "[share]\n" in toml:
-        return toml.replace("[share]\n", f'[share]\nkeys = ["{name}"]\n')
-    return f'share.keys = ["{name}"]\n{toml}'
-
-
-@functools.cache
-def knows_share_keys(program):
-    """Whether this daemon has the setting `share.keys`."""
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write("share.keys = []\n")
-        file.flush()
-        checked = subprocess.run([program, "--check-config", "--config", file.name], capture_output=True)
-    return checked.returncode == 0
 
 
 class Peerix:
@@ -92,15 +79,8 @@ class Peerix:
         new.rename(path)
 
     def configure(self, toml):
-        """Write peerix.toml: these settings, and that what the lab's key signed is shared.
-
-        Takes effect at the next start or reload.
-        """
-        toml = sharing_of(self.host.build, toml or "")
-        if toml:
-            self.host.write(CONFIG, toml)
-        else:
-            self.host.path(CONFIG).unlink(missing_ok=True)
+        """Write peerix.toml (None: as at first). Takes effect at the next start or reload."""
+        self.host.write(CONFIG, self.host.build.with_share_keys(toml or ""))
 
     def drop_in(self, unit, lines, name="lab"):
         """Add a drop-in to a unit and let systemd read it (None: remove it)."""
@@ -112,7 +92,7 @@ class Peerix:
         self.host.run("systemctl daemon-reload")
 
     def reset(self, toml=None):
-        """As after the installation: asleep, no memory of peers, no failed unit, `toml` as settings."""
+        """As after the installation: asleep, no memory of peers, no failed unit, `toml` and the lab's key as settings."""
         run = self.host.run
         run("systemctl stop peerix.socket peerix.service")
         run("systemctl reset-failed peerix.socket peerix.service", check=False)

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{super::testimony::SourceId, Event};
 use crate::{
-    finder::{Finder, Holder, opening::HolderError},
+    finder::{Finder, Holder, nar_sources::HolderError},
     format::PathInfo,
     peer::PieceDigests,
     protocol::pieces::PieceDigest,

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     finder::{
         inquiry::{Evidence, Truth, examine},
-        opening::HolderError,
+        nar_sources::HolderError,
     },
     protocol::{
         PeerAddr,

@@ -33,7 +33,7 @@ use super::{
     testimony::{SourceId, Verdict, Vote},
 };
 use crate::{
-    finder::{Finder, Holder, budget::Loan, inquiry::Truth, opening::HolderError},
+    finder::{Finder, Holder, budget::Loan, inquiry::Truth, nar_sources::HolderError},
     format::PathInfo,
     peer::PieceDigests,
     protocol::pieces::{self, PIECE_BYTES, PieceDigest},
@@ -336,6 +336,7 @@ impl Window {
                     _ if !self.sources.is_alive(source) => self.ends(source, piece),
                     Ok((bytes, digest)) => {
                         self.sources.took(source, took);
+                        holders.record_success(&self.sources.holder(source));
                         self.arrived(Vote { source, digest }, piece, bytes, holders);
                     }
                     Err(error) => {

@@ -1,0 +1,60 @@
+//! Answers the asks of peers from the local store.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
+
+use super::beat::{self, Beat};
+use crate::{
+    http::App,
+    lan::LanHandle,
+    protocol::{PathState, discovery::PeerRequest},
+};
+
+/// Asks that are with the store at the same time.
+const AT_ONCE: usize = 64;
+
+/// Answers until there are no more asks.
+pub(super) async fn answer(
+    requests: mpsc::Receiver<PeerRequest>,
+    lan: LanHandle,
+    app: Arc<App>,
+    beat: Arc<Beat>,
+) {
+    let requests = stream::unfold(requests, |mut requests| async {
+        let request = requests.recv().await?;
+        Some((request, requests))
+    });
+    let answering = requests.for_each_concurrent(AT_ONCE, |request| {
+        let (lan, app) = (&lan, &app);
+        async move {
+            app.activity.touch();
+            let states = states(app, &request).await;
+            lan.answer(&request, &states, app.nar_streams());
+        }
+    });
+    let beating = async {
+        let mut every = tokio::time::interval(beat::EVERY);
+        loop {
+            every.tick().await;
+            beat.beat();
+        }
+    };
+    tokio::select! {
+        () = answering => {}
+        () = beating => {}
+    }
+}
+
+/// The state of each path that is asked for.
+async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
+    let hashes = request.hashes.clone();
+    let service = app.service();
+    let Some(finder) = service.finder() else {
+        return vec![PathState::Absent; hashes.len()];
+    };
+    let holdings = finder.holdings();
+    let store = &holdings.store;
+    store.which_shared(hashes, &holdings.share).await
+}

@@ -1,0 +1,536 @@
+//! The lookup of one hash: who says that it has the path, and the first narinfo of them that
+//! verifies.
+//!
+//! Candidates are asked for their narinfo in the order of their health, each a little after the
+//! one before (a hedge), so that one that hangs costs nothing where another one answers. The
+//! lookup ends when nobody else can say yes and no request is worth waiting for: each is waited
+//! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A request goes on when its lookup has ended, so that its outcome counts.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use log::{debug, warn};
+use tokio::time::{sleep_until, timeout};
+
+use super::{
+    Finder, Found, Holder,
+    acceptance::{Offer, Rejection},
+    peer_health::{Failure, Order, Success},
+};
+use crate::{
+    format::{NarHash, StorePathHash},
+    lan::{LanHandle, PaidWait},
+    peer::{PeerError, SECOND_CONNECTION_AFTER},
+    protocol::PeerAddr,
+    system::journal::chain,
+};
+
+/// Candidates of one lookup that are asked at the same time.
+const ASKED_AT_ONCE: usize = 8;
+
+/// Candidates of one lookup that are remembered.
+const MOST_CANDIDATES: usize = 32;
+
+/// A request to any peer is waited for so long free of charge.
+const FREE_WAIT: Duration = Duration::from_millis(5);
+
+/// The round trip of a peer that is trusted to answer is free of charge up to this.
+const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
+
+/// What is asked of a NAR to see whether it comes.
+const FIRST_BYTES: u64 = 4 << 10;
+
+/// The first bytes of a NAR must come within that and two round trips, from a peer whose NARs fail.
+const FIRST_BYTES_WITHIN: Duration = Duration::from_millis(50);
+
+/// Why a narinfo is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error("{peer} offers what cannot be accepted")]
+    Rejected {
+        peer: PeerAddr,
+        #[source]
+        source: Rejection,
+    },
+}
+
+impl Refused {
+    /// A word for metrics and the journal.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Peer(error) => error.kind(),
+            Self::Rejected { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// A narinfo of this peer was asked for.
+type Answer = (PeerAddr, Result<Offer, Refused>);
+
+impl Finder {
+    /// The path for Nix: prefetched, else from the LAN or a plain cache, else from our own store.
+    pub(super) async fn find(&self, hash: StorePathHash) -> Option<Found> {
+        if let Some(found) = self.prefetched(hash) {
+            // It is a lookup all the same: the neighbours stay awake, or wake up.
+            self.0.lan.wake_peers();
+            return Some(found);
+        }
+        let found = tokio::select! {
+            biased;
+            found = self.prefetched_soon(hash) => Some(found),
+            found = self.ask(hash, None, &[]) => found,
+        };
+        match found {
+            Some(found) => Some(found),
+            None => self.own(hash, None).await,
+        }
+    }
+
+    /// Asks the peers of the LAN, except these; with `nar_hash` only who has that NAR counts. What
+    /// is found is remembered.
+    pub(super) async fn ask_peers(
+        &self,
+        hash: StorePathHash,
+        nar_hash: Option<NarHash>,
+        except: &[PeerAddr],
+    ) -> Option<Found> {
+        let mut discovery = self.0.lan.lookup(hash);
+        let mut is_discovering = true;
+        let mut candidates = Candidates::default();
+        let mut requests = Requests::new(self, hash);
+        let mut wait = Wait::default();
+        // When the next candidate is asked beside those that have been; at once, if none was.
+        let mut next_at: Option<Instant> = None;
+        // A good narinfo of a peer whose NARs fail.
+        let mut doubtful: Option<(PeerAddr, Offer)> = None;
+        loop {
+            if !is_discovering && requests.is_empty() && candidates.is_empty() {
+                break;
+            }
+            let mut end = None;
+            if !is_discovering && !requests.is_empty() {
+                end = Some(wait.end(&self.0.lan));
+            }
+            let now = Instant::now();
+            let is_over = end.is_some_and(|end| end <= now);
+            let has_next = !candidates.is_empty() && requests.has_room();
+            let asks_next = has_next && (is_over || next_at.is_none_or(|at| at <= now));
+            if is_over && !has_next {
+                break;
+            }
+            let wake = if asks_next {
+                None
+            } else {
+                next_at.filter(|_| has_next).into_iter().chain(end).min()
+            };
+            tokio::select! {
+                biased;
+                Some((peer, result)) = requests.next() => {
+                    next_at = None;
+                    let Ok(offer) = result else { continue };
+                    if nar_hash.is_some_and(|wanted| wanted != offer.info.nar_hash) {
+                        continue;
+                    }
+                    if nar_hash.is_none() && self.memory().health.nars_fail(peer) {
+                        doubtful.get_or_insert((peer, offer));
+                        continue;
+                    }
+                    wait.refund();
+                    let others = candidates.into_rest(&requests, doubtful.map(|(peer, _)| peer));
+                    self.0.lan.record_given(peer);
+                    return Some(self.remember(hash, peer, offer, others));
+                }
+                candidate = discovery.next(), if is_discovering => match candidate {
+                    Some(peer) if !except.contains(&peer) => {
+                        self.consider(&mut candidates, peer, hash, nar_hash.is_some());
+                    }
+                    Some(_) => {}
+                    None => is_discovering = false,
+                },
+                () = until(wake), if asks_next || wake.is_some() => {
+                    if asks_next && let Some(peer) = candidates.take_next() {
+                        let allowed = self.allowed_wait(peer);
+                        if allowed.at_least.is_zero() && !is_discovering && wait.is_used_up(&self.0.lan) {
+                            // Connection attempts are under way all the same.
+                            continue;
+                        }
+                        if !requests.is_empty() {
+                            self.memory().counters.hedged();
+                        }
+                        requests.begin(peer);
+                        wait.extend(now, allowed);
+                        next_at = Some(now + self.hedge_delay(peer));
+                    }
+                }
+            }
+        }
+        // Nobody else has it.
+        let (peer, offer) = doubtful?;
+        if !self.gives_first_bytes(peer, &offer).await {
+            return None;
+        }
+        self.0.lan.record_given(peer);
+        let others = candidates.into_rest(&requests, None);
+        Some(self.remember(hash, peer, offer, others))
+    }
+
+    /// `peer` says that it has the path, whose NAR is `promised` to Nix or not.
+    fn consider(
+        &self,
+        candidates: &mut Candidates,
+        peer: PeerAddr,
+        hash: StorePathHash,
+        promised: bool,
+    ) {
+        let (health, now) = (&self.memory().health, Instant::now());
+        if health.is_banned(now, peer) {
+            return;
+        }
+        if health.is_unreachable(peer) {
+            self.reconnect(peer);
+        }
+        if !promised && health.nars_fail(peer) && !health.is_nar_probe_due(now, peer) {
+            candidates.withheld.push(peer);
+            return;
+        }
+        candidates.add(self.order_of(peer, hash), peer);
+    }
+
+    /// When `peer` is to be used for `hash`, compared with others.
+    pub(super) fn order_of(&self, peer: PeerAddr, hash: StorePathHash) -> Order {
+        let last_answer = self.0.lan.last_answer(peer);
+        let health = &self.memory().health;
+        health.order(Instant::now(), peer, hash, last_answer)
+    }
+
+    fn allowed_wait(&self, peer: PeerAddr) -> AllowedWait {
+        let (health, lan) = (&self.memory().health, &self.0.lan);
+        // A connection and a request.
+        let round_trips = lan.round_trip(peer).unwrap_or_default() * 2;
+        if health.is_unreachable(peer) {
+            let round_trips = round_trips + Duration::from_millis(1);
+            return if health.may_wait(Instant::now(), peer) {
+                AllowedWait::free(round_trips.min(LONGEST_FREE_WAIT))
+            } else {
+                AllowedWait::free(Duration::ZERO)
+            };
+        }
+        if !lan.is_trusted_to_answer(peer) {
+            return AllowedWait::free(FREE_WAIT);
+        }
+        let latency = health.typical_latency(peer).unwrap_or_default();
+        let free = (round_trips + FREE_WAIT).max(latency);
+        AllowedWait {
+            free: free.min(LONGEST_FREE_WAIT),
+            at_least: self.late_after(peer).min(LONGEST_FREE_WAIT),
+        }
+    }
+
+    /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
+    fn late_after(&self, peer: PeerAddr) -> Duration {
+        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
+        SECOND_CONNECTION_AFTER.max(3 * round_trip)
+    }
+
+    /// After how long without an answer of `peer` the next candidate is asked.
+    fn hedge_delay(&self, peer: PeerAddr) -> Duration {
+        let delay = self.memory().health.hedge_delay(peer);
+        match self.0.lan.round_trip(peer) {
+            Some(round_trip) => delay.min(round_trip * 2 + FREE_WAIT),
+            None => delay,
+        }
+    }
+
+    /// Whether `peer`, whose NARs fail, gives the first bytes of this one. Asked once a second; in
+    /// between the answer is no.
+    async fn gives_first_bytes(&self, peer: PeerAddr, offer: &Offer) -> bool {
+        if !self.memory().health.may_probe_nar(Instant::now(), peer) {
+            return false;
+        }
+        let size = offer.info.nar_size;
+        let first = 0..size.min(FIRST_BYTES);
+        let opened = async {
+            let client = self.client();
+            let opened = client.nar(peer, offer.url.as_str(), first, size).await;
+            opened.ok()?.next().await?.ok()
+        };
+        let within = self.first_bytes_within(peer);
+        let _wait = self.0.lan.begin_wait();
+        matches!(timeout(within, opened).await, Ok(Some(_)))
+    }
+
+    /// Within what time a peer whose NARs fail has to give the first bytes of one.
+    pub(super) fn first_bytes_within(&self, peer: PeerAddr) -> Duration {
+        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
+        FIRST_BYTES_WITHIN + 2 * round_trip.min(LONGEST_FREE_WAIT)
+    }
+
+    pub(super) fn remember(
+        &self,
+        hash: StorePathHash,
+        address: PeerAddr,
+        offer: Offer,
+        others: Vec<PeerAddr>,
+    ) -> Found {
+        let Offer { info, url, proof } = offer;
+        let others = others.into_iter().map(Holder::Unproven);
+        let holders = std::iter::once(Holder::Peer { address, url })
+            .chain(others)
+            .collect();
+        let found = Found {
+            info: Arc::new(info),
+            proof,
+            holders,
+        };
+        let sources = &self.memory().nar_sources;
+        sources.insert(Instant::now(), hash, found.clone());
+        found
+    }
+
+    /// The narinfo of one peer, verified. Its outcome is recorded here and nowhere else.
+    pub(super) async fn request_narinfo(
+        &self,
+        peer: PeerAddr,
+        hash: StorePathHash,
+    ) -> Result<Offer, Refused> {
+        let (memory, asked) = (self.memory(), Instant::now());
+        let health = &memory.health;
+        let fetched = self.fetch_narinfo(peer, hash).await;
+        let verified = match fetched {
+            Ok(body) => {
+                let verified = self.0.trust.judge(hash, &body);
+                verified.map_err(|source| Refused::Rejected { peer, source })
+            }
+            Err(error) => Err(error.into()),
+        };
+        let now = Instant::now();
+        match &verified {
+            Err(Refused::Peer(error)) if error.is_transport() => self.record_no_answer(peer),
+            _ => {
+                health.record_success(peer, Success::Transport);
+                health.record_latency(peer, now - asked);
+            }
+        }
+        match &verified {
+            Ok(_) => health.record_success(peer, Success::Path(hash)),
+            Err(refused) => {
+                memory.counters.refused(refused.kind());
+                debug!(
+                    hash:% = hash, peer:% = peer.ip(), reason = refused.kind();
+                    "nothing of use from {peer}: {}", chain(refused)
+                );
+                if !matches!(refused, Refused::Peer(error) if error.is_transport()) {
+                    health.record_failure(now, peer, Failure::Path(hash));
+                }
+                let is_other_path = matches!(
+                    refused,
+                    Refused::Rejected {
+                        source: Rejection::OtherPath { .. },
+                        ..
+                    }
+                );
+                if is_other_path && let Some(ban) = health.record_wrong_path(now, peer) {
+                    warn!(
+                        hash:% = hash, peer:% = peer.ip(), reason = refused.kind();
+                        "{peer} answers with narinfos of other paths and is not asked for {} minutes", ban.as_secs() / 60
+                    );
+                }
+            }
+        }
+        verified
+    }
+
+    async fn fetch_narinfo(
+        &self,
+        peer: PeerAddr,
+        hash: StorePathHash,
+    ) -> Result<bytes::Bytes, PeerError> {
+        let path = format!("local/{hash}.narinfo");
+        let limit = self.limits().narinfo.bytes();
+        let client = self.client();
+        let mut fetching = std::pin::pin!(client.narinfo(peer, &path, limit));
+        // No answer yet is a failure already: other lookups must not wait as long.
+        let late_after = self.late_after(peer);
+        if let Ok(fetched) = timeout(late_after, fetching.as_mut()).await {
+            return fetched;
+        }
+        self.record_no_answer(peer);
+        fetching.await
+    }
+
+    fn record_no_answer(&self, peer: PeerAddr) {
+        let last_answer = self.0.lan.last_answer(peer);
+        let failure = Failure::Transport { last_answer };
+        let health = &self.memory().health;
+        health.record_failure(Instant::now(), peer, failure);
+        self.reconnect(peer);
+    }
+}
+
+/// Returns at that time, and for none at once: a timer takes up to a millisecond even if it is due,
+/// which is more than a narinfo takes.
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        sleep_until(at.into()).await;
+    }
+}
+
+/// Peers that said they have the path and were not asked yet.
+#[derive(Debug, Default)]
+struct Candidates {
+    /// The best first.
+    queue: Vec<(Order, PeerAddr)>,
+    /// Of no use unless somebody else has the path: their NARs fail.
+    withheld: Vec<PeerAddr>,
+}
+
+impl Candidates {
+    fn add(&mut self, order: Order, peer: PeerAddr) {
+        let is_known = self.queue.iter().any(|(_, other)| *other == peer);
+        if self.queue.len() < MOST_CANDIDATES && !is_known {
+            self.queue.push((order, peer));
+            self.queue.sort_by_key(|(order, _)| *order);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The best of them.
+    fn take_next(&mut self) -> Option<PeerAddr> {
+        (!self.queue.is_empty()).then(|| self.queue.remove(0).1)
+    }
+
+    /// Those that were not asked, those that have not answered, and those whose NARs fail.
+    fn into_rest(self, requests: &Requests, doubtful: Option<PeerAddr>) -> Vec<PeerAddr> {
+        let rest = self.queue.into_iter().map(|(_, peer)| peer);
+        rest.chain(requests.peers.iter().copied())
+            .chain(doubtful)
+            .chain(self.withheld)
+            .take(MOST_CANDIDATES)
+            .collect()
+    }
+}
+
+/// The requests of one lookup that are open. Dropped, they are finished in the background.
+struct Requests {
+    finder: Finder,
+    hash: StorePathHash,
+    open: FuturesUnordered<BoxFuture<'static, Answer>>,
+    peers: Vec<PeerAddr>,
+}
+
+impl Requests {
+    fn new(finder: &Finder, hash: StorePathHash) -> Self {
+        Self {
+            finder: finder.clone(),
+            hash,
+            open: FuturesUnordered::new(),
+            peers: Vec::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.len() < ASKED_AT_ONCE
+    }
+
+    fn begin(&mut self, peer: PeerAddr) {
+        let (finder, hash) = (self.finder.clone(), self.hash);
+        self.peers.push(peer);
+        let request = async move { (peer, finder.request_narinfo(peer, hash).await) };
+        self.open.push(request.boxed());
+    }
+
+    /// The next answer; none if no request is open. Cancel safe.
+    async fn next(&mut self) -> Option<Answer> {
+        let (peer, result) = self.open.next().await?;
+        self.peers.retain(|other| *other != peer);
+        Some((peer, result))
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        if !self.open.is_empty() {
+            let open = std::mem::take(&mut self.open);
+            // Without room the outcome counts for nothing, which costs the next lookup a hedge.
+            self.finder
+                .finish_later(open.for_each(|_| std::future::ready(())));
+        }
+    }
+}
+
+/// How long a request is waited for.
+struct AllowedWait {
+    /// Without the budget of the burst.
+    free: Duration,
+    /// Also when the budget is used up: a peer that gave paths before may be slow for a moment, and
+    /// when it is late it counts as unreachable for all lookups.
+    at_least: Duration,
+}
+
+impl AllowedWait {
+    fn free(free: Duration) -> Self {
+        Self {
+            free,
+            at_least: free,
+        }
+    }
+}
+
+/// What a lookup waits for its requests.
+#[derive(Debug, Default)]
+struct Wait {
+    free_until: Option<Instant>,
+    at_least_until: Option<Instant>,
+    paid: Option<PaidWait>,
+}
+
+impl Wait {
+    /// A request began at `now`.
+    fn extend(&mut self, now: Instant, allowed: AllowedWait) {
+        self.free_until = self.free_until.max(Some(now + allowed.free));
+        self.at_least_until = self.at_least_until.max(Some(now + allowed.at_least));
+    }
+
+    /// When to look again, or to give up if that is now.
+    fn end(&mut self, lan: &LanHandle) -> Instant {
+        let now = Instant::now();
+        match self.free_until.filter(|until| now < *until) {
+            Some(until) => {
+                self.paid = None;
+                until
+            }
+            None => {
+                let paid = self.paid.get_or_insert_with(|| lan.begin_wait());
+                self.at_least_until
+                    .map_or(paid.ends_at(), |until| until.max(paid.ends_at()))
+            }
+        }
+    }
+
+    fn is_used_up(&self, lan: &LanHandle) -> bool {
+        let end = match &self.paid {
+            Some(paid) => paid.ends_at(),
+            None => lan.begin_wait().ends_at(),
+        };
+        end <= Instant::now()
+    }
+
+    /// The path has come.
+    fn refund(&mut self) {
+        if let Some(paid) = self.paid.take() {
+            paid.refund();
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! How peers behave. This is the only place that keeps marks about a peer (or a plain cache).
+//!
+//! | kind | what counts | what follows | what clears it |
+//! |---|---|---|---|
+//! | transport | no connection, or a reset, time-out or stall before the headers of a narinfo | it comes last, 1 s doubling to 60 s | any HTTP answer; an answer over UDP puts it back to 1 s |
+//! | lie | wrong bytes, or again and again narinfos for other paths | a ban, 10 min doubling to a day | time, SIGHUP |
+//! | path | an answer about one path that is of no use | it comes last for that path, 30 s | a good narinfo for that path, new trust settings, SIGHUP |
+//! | NAR | a NAR refused, cut, reset or stalled | after two in a row it comes last for NARs, and its paths are offered only after a probe | a NAR that came |
+//!
+//! A mark puts a peer last and never hides the only one; a ban alone hides it. The success of a
+//! kind clears that kind alone. The clock is an argument.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use serde::{Deserialize, Serialize};
+
+use crate::{format::StorePathHash, protocol::PeerAddr};
+
+/// The first backoff of a peer that does not answer over TCP, and the longest.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// While a peer backs off and the budget of waits is used up, one lookup in this time waits for it.
+const WAITED_FOR_EVERY: Duration = Duration::from_secs(1);
+
+/// A peer that is wanted gets connection attempts for so long after the last lookup that wanted
+/// it: then the burst is over.
+const WANTED_FOR: Duration = Duration::from_secs(60);
+
+/// Peers that get connection attempts at the same time.
+const MOST_RECONNECTING: usize = 8;
+
+/// The first ban; each further one doubles, up to the longest.
+const FIRST_BAN: Duration = Duration::from_secs(600);
+const LONGEST_BAN: Duration = Duration::from_secs(24 * 3600);
+
+/// A peer that gives so many narinfos for other paths, and no good one in between, is banned. One
+/// may be an accident of a proxy or a disk.
+const WRONG_PATHS_BAN_AT: u32 = 3;
+
+/// For how long a peer comes last for a path.
+const PATH_COUNTS_FOR: Duration = Duration::from_secs(30);
+
+/// So many NARs in a row must fail before a peer comes last for NARs.
+const NAR_FAILURES_COUNT_AT: u32 = 2;
+
+/// From one probe of a peer whose NARs fail to the next; doubled each time that a NAR fails although
+/// its probe did not, up to the longest.
+const PROBED_EVERY: Duration = Duration::from_secs(1);
+const PROBED_LEAST_EVERY: Duration = Duration::from_secs(60);
+
+/// The next candidate is asked when the one before has not answered after its typical latency,
+/// within these bounds; the longer one holds for a peer whose latency is not known.
+const SHORTEST_HEDGE_DELAY: Duration = Duration::from_millis(5);
+const LONGEST_HEDGE_DELAY: Duration = Duration::from_millis(50);
+
+/// Peers remembered, and marks about paths; the oldest is forgotten first.
+const MOST_PEERS: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+const MOST_PATHS: NonZeroUsize = NonZeroUsize::new(8_192).expect("not zero");
+
+/// A failure that is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection, or no headers of a narinfo.
+    Transport {
+        /// When the peer's host last answered over UDP.
+        last_answer: Option<Instant>,
+    },
+    /// An answer about this path that is of no use.
+    Path(StorePathHash),
+    /// A NAR was refused, cut, reset or stalled.
+    Nar {
+        /// When it was asked for. What was under way together fails together and counts once.
+        asked: Instant,
+    },
+}
+
+/// A success that is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Success {
+    /// It has answered over HTTP, whatever it said.
+    Transport,
+    /// A good narinfo for this path.
+    Path(StorePathHash),
+    /// A NAR came to its end.
+    Nar,
+}
+
+/// In which order sources are used: the smallest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Nothing is held against it.
+    Healthy,
+    /// Its answer about this path was of no use a moment ago.
+    PathFailed,
+    /// Its NARs fail.
+    NarsFail,
+    /// It does not answer over TCP.
+    BackingOff,
+}
+
+/// A ban, as it is saved and shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ban {
+    /// Where the peer serves HTTP.
+    pub peer: SocketAddr,
+    /// For how much longer.
+    pub seconds_left: u64,
+    /// Bans so far, this one included.
+    pub times: u32,
+}
+
+impl Ban {
+    /// What is left of it after `time`.
+    pub fn after(self, time: Duration) -> Option<Self> {
+        let seconds_left = self.seconds_left.checked_sub(time.as_secs())?;
+        Some(Self {
+            seconds_left,
+            ..self
+        })
+    }
+}
+
+/// The marks of all peers. Bounded in size.
+#[derive(Debug)]
+pub struct PeerHealth(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    peers: LruCache<PeerAddr, Record>,
+    paths: LruCache<(PeerAddr, StorePathHash), Instant>,
+    reconnecting: usize,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    transport: Option<Backoff>,
+    /// When a lookup last wanted it while it backed off.
+    wanted: Option<Instant>,
+    is_reconnecting: bool,
+    waited_for: Option<Instant>,
+    bans: u32,
+    banned_until: Option<Instant>,
+    wrong_paths: u32,
+    nar_failures: u32,
+    nar_failed_at: Option<Instant>,
+    nar_probed_at: Option<Instant>,
+    latency: Option<Latency>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    failed_at: Instant,
+    pause: Duration,
+}
+
+impl Backoff {
+    fn until(self, last_answer: Option<Instant>) -> Instant {
+        if last_answer.is_some_and(|answered| answered > self.failed_at) {
+            self.failed_at + FIRST_BACKOFF
+        } else {
+            self.failed_at + self.pause
+        }
+    }
+}
+
+/// A mean and how far from it the times are, both moving (as in RFC 6298, section 2).
+#[derive(Debug, Clone, Copy)]
+struct Latency {
+    mean: Duration,
+    deviation: Duration,
+}
+
+impl Latency {
+    fn with(this: Option<Self>, took: Duration) -> Self {
+        match this {
+            Some(Self { mean, deviation }) => Self {
+                mean: (mean * 7 + took) / 8,
+                deviation: (deviation * 3 + mean.abs_diff(took)) / 4,
+            },
+            None => Self {
+                mean: took,
+                deviation: took / 2,
+            },
+        }
+    }
+}
+
+impl Record {
+    fn is_banned(&self, now: Instant) -> bool {
+        self.banned_until.is_some_and(|until| now < until)
+    }
+
+    fn is_backing_off(&self, now: Instant, last_answer: Option<Instant>) -> bool {
+        let backoff = self.transport;
+        backoff.is_some_and(|backoff| now < backoff.until(last_answer))
+    }
+
+    fn nars_fail(&self) -> bool {
+        self.nar_failures >= NAR_FAILURES_COUNT_AT
+    }
+
+    fn is_nar_probe_due(&self, now: Instant) -> bool {
+        let further = self.nar_failures.saturating_sub(NAR_FAILURES_COUNT_AT);
+        let pause = PROBED_EVERY
+            .saturating_mul(1 << further.min(6))
+            .min(PROBED_LEAST_EVERY);
+        let probed_at = self.nar_probed_at;
+        probed_at.is_none_or(|at| now.duration_since(at) >= pause)
+    }
+
+    fn ban(&mut self, now: Instant) -> Duration {
+        let ban = FIRST_BAN
+            .saturating_mul(1 << self.bans.min(16))
+            .min(LONGEST_BAN);
+        self.bans = self.bans.saturating_add(1);
+        self.banned_until = Some(now + ban);
+        ban
+    }
+}
+
+impl Default for PeerHealth {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            peers: LruCache::new(MOST_PEERS),
+            paths: LruCache::new(MOST_PATHS),
+            reconnecting: 0,
+        }))
+    }
+}
+
+impl PeerHealth {
+    /// Records that `peer` failed.
+    pub fn record_failure(&self, now: Instant, peer: PeerAddr, failure: Failure) {
+        let mut state = self.lock();
+        match failure {
+            Failure::Transport { last_answer } => {
+                let record = state.record(peer);
+                // What fails while it backs off is the same failure.
+                if record.is_backing_off(now, last_answer) {
+                    return;
+                }
+                let pause = record.transport.map_or(FIRST_BACKOFF, |before| {
+                    let pause = before.until(last_answer) - before.failed_at;
+                    (pause * 2).min(LONGEST_BACKOFF)
+                });
+                record.transport = Some(Backoff {
+                    failed_at: now,
+                    pause,
+                });
+            }
+            Failure::Path(hash) => {
+                state.paths.put((peer, hash), now);
+            }
+            Failure::Nar { asked } => {
+                let record = state.record(peer);
+                if record.nar_failed_at.is_none_or(|failed| failed <= asked) {
+                    record.nar_failures = record.nar_failures.saturating_add(1);
+                    record.nar_failed_at = Some(now);
+                }
+            }
+        }
+    }
+
+    /// Records that `peer` did what it was asked for.
+    pub fn record_success(&self, peer: PeerAddr, success: Success) {
+        let mut state = self.lock();
+        match success {
+            Success::Transport => {
+                if let Some(record) = state.peers.get_mut(&peer) {
+                    record.transport = None;
+                }
+            }
+            Success::Path(hash) => {
+                state.paths.pop(&(peer, hash));
+                if let Some(record) = state.peers.get_mut(&peer) {
+                    record.wrong_paths = 0;
+                }
+            }
+            Success::Nar => {
+                if let Some(record) = state.peers.get_mut(&peer) {
+                    record.nar_failures = 0;
+                    record.nar_failed_at = None;
+                    record.nar_probed_at = None;
+                }
+            }
+        }
+    }
+
+    /// `peer` alone sent bytes that do not have the hash that was signed. Returns for how long it
+    /// is banned.
+    pub fn ban(&self, now: Instant, peer: PeerAddr) -> Duration {
+        self.lock().record(peer).ban(now)
+    }
+
+    /// `peer` gave a narinfo for another path than it was asked for. Returns for how long it is
+    /// banned, if it is.
+    pub fn record_wrong_path(&self, now: Instant, peer: PeerAddr) -> Option<Duration> {
+        let mut state = self.lock();
+        let record = state.record(peer);
+        record.wrong_paths += 1;
+        if record.wrong_paths < WRONG_PATHS_BAN_AT {
+            return None;
+        }
+        record.wrong_paths = 0;
+        Some(record.ban(now))
+    }
+
+    /// Whether `peer` is not to be asked at all.
+    pub fn is_banned(&self, now: Instant, peer: PeerAddr) -> bool {
+        let state = self.lock();
+        let record = state.peers.peek(&peer);
+        record.is_some_and(|record| record.is_banned(now))
+    }
+
+    /// When `peer` is to be used for `hash`, compared with others.
+    pub fn order(
+        &self,
+        now: Instant,
+        peer: PeerAddr,
+        hash: StorePathHash,
+        last_answer: Option<Instant>,
+    ) -> Order {
+        let state = self.lock();
+        let path = state.paths.peek(&(peer, hash));
+        let path_failed = path.is_some_and(|at| now.duration_since(*at) < PATH_COUNTS_FOR);
+        match state.peers.peek(&peer) {
+            Some(record) if record.is_backing_off(now, last_answer) => Order::BackingOff,
+            Some(record) if record.nars_fail() => Order::NarsFail,
+            _ if path_failed => Order::PathFailed,
+            _ => Order::Healthy,
+        }
+    }
+
+    /// Whether the last request to `peer` had no answer: nothing is waited for free of charge.
+    pub fn is_unreachable(&self, peer: PeerAddr) -> bool {
+        let state = self.lock();
+        let record = state.peers.peek(&peer);
+        record.is_some_and(|record| record.transport.is_some())
+    }
+
+    /// Whether one lookup may wait for a `peer` that is unreachable: one in a second.
+    pub fn may_wait(&self, now: Instant, peer: PeerAddr) -> bool {
+        let mut state = self.lock();
+        let waited_for = &mut state.record(peer).waited_for;
+        let may = waited_for.is_none_or(|at| now.duration_since(at) >= WAITED_FOR_EVERY);
+        if may {
+            *waited_for = Some(now);
+        }
+        may
+    }
+
+    /// A lookup wants `peer`, which is unreachable. Whether connection attempts are to begin, which
+    /// [`Self::ends_reconnecting`] ends.
+    pub fn begin_reconnecting(&self, now: Instant, peer: PeerAddr) -> bool {
+        let state = &mut *self.lock();
+        let has_room = state.reconnecting < MOST_RECONNECTING;
+        let record = state.record(peer);
+        record.wanted = Some(now);
+        if record.is_reconnecting || !has_room {
+            return false;
+        }
+        record.is_reconnecting = true;
+        state.reconnecting += 1;
+        true
+    }
+
+    /// Whether the connection attempts to `peer` are at their end: it is reachable, or no lookup
+    /// of this burst wants it any more.
+    pub fn ends_reconnecting(&self, now: Instant, peer: PeerAddr) -> bool {
+        let state = &mut *self.lock();
+        if let Some(record) = state.peers.get_mut(&peer) {
+            let is_wanted = |at| now.duration_since(at) < WANTED_FOR;
+            if record.transport.is_some() && record.wanted.is_some_and(is_wanted) {
+                return false;
+            }
+        }
+        state.end_reconnecting(peer);
+        true
+    }
+
+    /// No connection attempts to `peer` can be made, although they were to begin.
+    pub fn end_reconnecting(&self, peer: PeerAddr) {
+        self.lock().end_reconnecting(peer);
+    }
+
+    /// Whether the NARs of `peer` fail.
+    pub fn nars_fail(&self, peer: PeerAddr) -> bool {
+        let state = self.lock();
+        let record = state.peers.peek(&peer);
+        record.is_some_and(Record::nars_fail)
+    }
+
+    /// Whether the first bytes of a NAR may be asked of `peer` at `now`, whose NARs fail.
+    pub fn is_nar_probe_due(&self, now: Instant, peer: PeerAddr) -> bool {
+        self.lock().record(peer).is_nar_probe_due(now)
+    }
+
+    /// The same, and then it is asked for them.
+    pub fn may_probe_nar(&self, now: Instant, peer: PeerAddr) -> bool {
+        let mut state = self.lock();
+        let record = state.record(peer);
+        let may = record.is_nar_probe_due(now);
+        if may {
+            record.nar_probed_at = Some(now);
+        }
+        may
+    }
+
+    /// A narinfo of `peer` took so long.
+    pub fn record_latency(&self, peer: PeerAddr, took: Duration) {
+        let mut state = self.lock();
+        let record = state.record(peer);
+        record.latency = Some(Latency::with(record.latency, took));
+    }
+
+    /// How long a narinfo of `peer` takes on average, if that is known.
+    pub fn mean_latency(&self, peer: PeerAddr) -> Option<Duration> {
+        Some(self.lock().peers.peek(&peer)?.latency?.mean)
+    }
+
+    /// How long nearly all narinfos of `peer` take, if that is known.
+    pub fn typical_latency(&self, peer: PeerAddr) -> Option<Duration> {
+        let latency = self.lock().peers.peek(&peer)?.latency?;
+        Some(latency.mean + latency.deviation * 4)
+    }
+
+    /// After how long without an answer of `peer` the next candidate is asked as well.
+    pub fn hedge_delay(&self, peer: PeerAddr) -> Duration {
+        let latency = self.typical_latency(peer).unwrap_or(LONGEST_HEDGE_DELAY);
+        latency.clamp(SHORTEST_HEDGE_DELAY, LONGEST_HEDGE_DELAY)
+    }
+
+    /// Forgets everything, because the owner says so. Returns how many bans were in force.
+    pub fn clear_all(&self, now: Instant) -> usize {
+        let bans = self.bans(now).len();
+        let mut state = self.lock();
+        state.paths.clear();
+        for (_, record) in state.peers.iter_mut() {
+            *record = Record {
+                is_reconnecting: record.is_reconnecting,
+                latency: record.latency,
+                ..Record::default()
+            };
+        }
+        bans
+    }
+
+    /// Forgets which answers were of no use: other keys may be trusted now.
+    pub fn clear_paths(&self) {
+        self.lock().paths.clear();
+    }
+
+    /// Bans in force at `now`.
+    pub fn bans(&self, now: Instant) -> Vec<Ban> {
+        let ban = |(peer, record): (&PeerAddr, &Record)| {
+            let left = record.banned_until?.checked_duration_since(now)?;
+            Some(Ban {
+                peer: peer.socket_addr(),
+                seconds_left: left.as_secs(),
+                times: record.bans,
+            })
+        };
+        self.lock().peers.iter().filter_map(ban).collect()
+    }
+
+    /// Takes over the bans of an earlier process.
+    pub fn restore(&self, now: Instant, bans: &[Ban]) {
+        let mut state = self.lock();
+        for ban in bans {
+            if let Ok(peer) = PeerAddr::new(ban.peer) {
+                let left = Duration::from_secs(ban.seconds_left).min(LONGEST_BAN);
+                let record = state.record(peer);
+                record.bans = ban.times;
+                record.banned_until = Some(now + left);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves at worst one peer without connection attempts.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn record(&mut self, peer: PeerAddr) -> &mut Record {
+        self.peers.get_or_insert_mut(peer, Record::default)
+    }
+
+    fn end_reconnecting(&mut self, peer: PeerAddr) {
+        self.reconnecting = self.reconnecting.saturating_sub(1);
+        if let Some(record) = self.peers.get_mut(&peer) {
+            record.is_reconnecting = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The burst of lookups in progress: when it began, and what is done once in it.
+
+use std::time::{Duration, Instant};
+
+use crate::protocol::WaitBudget;
+
+/// A burst ends when nothing was looked up for this long.
+pub(super) const QUIET: Duration = Duration::from_secs(60);
+
+/// A change of our networks begins a burst this often at most.
+const CHANGE_PAUSE: Duration = Duration::from_secs(10);
+
+/// While there is work, peers that are new are looked for this often.
+const DISCOVERY_PAUSE: Duration = Duration::from_secs(10);
+
+/// When the discovery broadcast of a new burst is repeated: one frame may be lost.
+const DISCOVERY_COPIES: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(10),
+    Duration::from_millis(40),
+];
+
+/// Requests to old peers in one burst, and then in a second, while none of them has answered
+/// within the hour.
+const OLD_REQUESTS_AT_ONCE: u32 = 1_000;
+const OLD_REQUESTS_PER_SECOND: u32 = 50;
+
+/// The first requests to old peers go to all networks, the others to those with peers.
+const OLD_REQUESTS_EVERYWHERE: u32 = 3;
+
+/// One burst after the other.
+#[derive(Debug, Default)]
+pub(super) struct Burst {
+    /// How many there were.
+    pub(super) number: u64,
+    pub(super) began: Option<Instant>,
+    pub(super) budget: WaitBudget,
+    /// No lookup is a miss before: the answers to the first discovery broadcast are not in.
+    pub(super) gate: Option<Instant>,
+    /// When the next discovery broadcasts leave.
+    discovery: Vec<Instant>,
+    last_discovery: Option<Instant>,
+    last_activity: Option<Instant>,
+    is_network_new: bool,
+    last_change: Option<Instant>,
+    old_requests: u32,
+    old_window: Option<(Instant, u32)>,
+    /// The first requests to old peers of this burst are waited for until then.
+    old_wait_ends: Option<Instant>,
+}
+
+impl Burst {
+    /// Whether lookups are being made.
+    pub(super) fn is_on(&self, now: Instant) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < QUIET;
+        self.last_activity.is_some_and(is_recent)
+    }
+
+    /// A carrier, an address or a route has come: peers may be reached that were not before.
+    pub(super) fn note_network_change(&mut self) {
+        self.is_network_new = true;
+    }
+
+    /// Notes that something is looked up. True if that begins a burst; `has_networks`: there is
+    /// something to broadcast on.
+    pub(super) fn note_activity(&mut self, now: Instant, has_networks: bool) -> bool {
+        let is_change_due = self
+            .last_change
+            .is_none_or(|at| now.saturating_duration_since(at) >= CHANGE_PAUSE);
+        let is_changed = self.is_network_new && is_change_due;
+        let begins = !self.is_on(now) || is_changed;
+        if is_changed {
+            self.last_change = Some(now);
+        }
+        self.last_activity = Some(now);
+        if begins {
+            self.number += 1;
+            self.began = Some(now);
+            self.budget.refill(now);
+            self.gate = None;
+            self.old_requests = 0;
+            self.old_wait_ends = None;
+            self.discovery = if has_networks {
+                DISCOVERY_COPIES.iter().map(|&after| now + after).collect()
+            } else {
+                Vec::new()
+            };
+            self.is_network_new = false;
+        } else if has_networks && self.discovery.is_empty() {
+            let is_due = |at| now.saturating_duration_since(at) >= DISCOVERY_PAUSE;
+            if self.last_discovery.is_none_or(is_due) {
+                self.discovery.push(now);
+            }
+        }
+        begins
+    }
+
+    /// When the next discovery broadcast leaves.
+    pub(super) fn discovery_at(&self) -> Option<Instant> {
+        self.discovery.first().copied()
+    }
+
+    /// Takes a discovery broadcast that is due.
+    pub(super) fn take_discovery(&mut self, now: Instant) -> bool {
+        let is_due = self.discovery_at().is_some_and(|at| at <= now);
+        if is_due {
+            self.discovery.remove(0);
+            self.last_discovery = Some(now);
+        }
+        is_due
+    }
+
+    /// Whether answers to a discovery broadcast of ours may be coming in.
+    pub(super) fn is_discovering(&self, now: Instant) -> bool {
+        let is_recent = |at| now.saturating_duration_since(at) < Duration::from_secs(1);
+        self.last_discovery.is_some_and(is_recent)
+    }
+
+    /// In the first burst of a process nothing is known: until then any peer may answer, also
+    /// one that has to wake up.
+    pub(super) fn first_burst_until(&self, wake_timeout: Duration) -> Option<Instant> {
+        (self.number == 1).then_some(self.began? + wake_timeout)
+    }
+
+    /// Takes one request to old peers, if one more is allowed: `Some(true)` for one that goes
+    /// to all networks.
+    pub(super) fn take_old_request(&mut self, now: Instant, has_old_peer: bool) -> Option<bool> {
+        self.old_requests = self.old_requests.saturating_add(1);
+        if !has_old_peer && self.old_requests > OLD_REQUESTS_AT_ONCE {
+            let is_over = |at| now.saturating_duration_since(at) >= Duration::from_secs(1);
+            let (_, count) = match &mut self.old_window {
+                Some(window) if !is_over(window.0) => window,
+                other => other.insert((now, 0)),
+            };
+            *count += 1;
+            if *count > OLD_REQUESTS_PER_SECOND {
+                return None;
+            }
+        }
+        Some(self.old_requests <= OLD_REQUESTS_EVERYWHERE)
+    }
+
+    /// Until when a request to old peers, none of which is known, is waited for: once a burst.
+    pub(super) fn old_wait(&mut self, now: Instant, timeout: Duration) -> Instant {
+        *self.old_wait_ends.get_or_insert(now + timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_begins_after_a_quiet_minute_or_a_change_of_networks() {
+        let (mut burst, start) = (Burst::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(burst.note_activity(start, true));
+        assert!(!burst.note_activity(after(59), true));
+        assert!(!burst.note_activity(after(118), true));
+        assert!(burst.note_activity(after(178), true));
+        burst.note_network_change();
+        assert!(burst.note_activity(after(187), true));
+        burst.note_network_change();
+        assert!(!burst.note_activity(after(196), true), "10 s at most");
+        assert!(burst.note_activity(after(197), true));
+        assert!(!burst.note_activity(after(220), true));
+    }
+
+    #[test]
+    fn peers_are_looked_for_three_times_and_then_every_ten_seconds_of_work() {
+        let (mut burst, start) = (Burst::default(), Instant::now());
+        let after = |ms| start + Duration::from_millis(ms);
+        burst.note_activity(start, true);
+        let mut sent = Vec::new();
+        for ms in 0..25_000 {
+            if ms % 100 == 0 {
+                burst.note_activity(after(ms), true);
+            }
+            if burst.take_discovery(after(ms)) {
+                sent.push(ms);
+            }
+        }
+        assert_eq!(sent, [0, 10, 40, 10_100, 20_100]);
+        let mut alone = Burst::default();
+        assert!(alone.note_activity(start, false));
+        assert!(!alone.take_discovery(after(1_000)));
+    }
+
+    #[test]
+    fn requests_to_old_peers_are_bounded_until_one_answers() {
+        let (mut burst, now) = (Burst::default(), Instant::now());
+        burst.note_activity(now, true);
+        let count = |burst: &mut Burst, now, has_old| {
+            let sent = (0..5_000).filter_map(|_| burst.take_old_request(now, has_old));
+            let sent: Vec<bool> = sent.collect();
+            (sent.len(), sent.into_iter().filter(|&it| it).count())
+        };
+        assert_eq!(count(&mut burst, now, false), (1_050, 3));
+        assert_eq!(
+            count(&mut burst, now + Duration::from_secs(1), false),
+            (50, 0)
+        );
+        assert_eq!(count(&mut burst, now, true), (5_000, 0));
+    }
+}

@@ -1,0 +1,196 @@
+//! How much is answered to whom, and how many peers one network may introduce.
+//!
+//! Nothing is limited as long as all sources together ask for fewer hashes than a daemon can look
+//! up. Beyond that live peers come first, each with the same share, and long asks of one source
+//! end before its short ones: a forger who asks in a peer's name takes little from that peer.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+/// Over this time asks are added up.
+const WINDOW: Duration = Duration::from_millis(100);
+
+/// Hashes in a window: 40,000 a second.
+const HASHES_PER_WINDOW: u32 = 4_000;
+
+/// Of these, what sources may take that are no live peers.
+const OTHERS_PER_WINDOW: u32 = HASHES_PER_WINDOW / 2;
+
+/// An ask of so many hashes is a short one: what the 25 connections of a Nix want at once.
+const SHORT_ASK: u32 = 28;
+
+/// Sources that are counted one by one.
+const MAX_SOURCES: usize = 4_096;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The asks of one window.
+#[derive(Debug, Default)]
+pub(super) struct AskLimit {
+    began: Option<Instant>,
+    total: u32,
+    others: u32,
+    live: HashMap<IpAddr, u32>,
+    /// Live peers that asked in the window before.
+    live_before: usize,
+}
+
+impl AskLimit {
+    /// Whether an ask of `count` hashes is answered; if so it is counted.
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        source: IpAddr,
+        is_live: bool,
+        count: u32,
+    ) -> bool {
+        let is_over = |began: Instant| now.saturating_duration_since(began) >= WINDOW;
+        if self.began.is_none_or(is_over) {
+            self.began = Some(now);
+            (self.total, self.others) = (0, 0);
+            self.live_before = self.live.len();
+            self.live.clear();
+        }
+        let count = count.max(1);
+        if !is_live || self.live.len() >= MAX_SOURCES && !self.live.contains_key(&source) {
+            let fits = self.others + count <= OTHERS_PER_WINDOW;
+            if fits {
+                self.others += count;
+                self.total += count;
+            }
+            return fits;
+        }
+        let sources = self.live_before.max(self.live.len()).max(1) as u32;
+        let taken = self.live.entry(source).or_default();
+        let share = (HASHES_PER_WINDOW - OTHERS_PER_WINDOW) / sources;
+        let share = if count <= SHORT_ASK { share } else { share / 2 };
+        let fits = self.total + count <= HASHES_PER_WINDOW / 2 || *taken + count <= share;
+        if fits {
+            *taken += count;
+            self.total += count;
+        }
+        fits
+    }
+}
+
+/// At most so many events of one source in a second; sources beyond [`MAX_SOURCES`] have none.
+#[derive(Debug)]
+pub(super) struct PerSecond {
+    most: u32,
+    began: Option<Instant>,
+    sources: HashMap<IpAddr, u32>,
+}
+
+impl PerSecond {
+    pub(super) fn new(most: u32) -> Self {
+        Self {
+            most,
+            began: None,
+            sources: HashMap::new(),
+        }
+    }
+
+    /// Whether one more event of `source` is allowed; if so it is counted.
+    pub(super) fn admit(&mut self, now: Instant, source: IpAddr) -> bool {
+        let is_over = |began: Instant| now.saturating_duration_since(began) >= SECOND;
+        if self.began.is_none_or(is_over) {
+            self.began = Some(now);
+            self.sources.clear();
+        }
+        if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
+            return false;
+        }
+        let count = self.sources.entry(source).or_default();
+        *count += 1;
+        *count <= self.most
+    }
+}
+
+/// Peers that a /24 of IPv4 or a /64 of IPv6 may introduce in a second.
+const NEW_PEERS_PER_SECOND: u32 = 8;
+
+/// The peers that networks introduce.
+#[derive(Debug)]
+pub(super) struct NewPeerLimit(PerSecond);
+
+impl Default for NewPeerLimit {
+    fn default() -> Self {
+        Self(PerSecond::new(NEW_PEERS_PER_SECOND))
+    }
+}
+
+impl NewPeerLimit {
+    /// Whether the network of `ip` may introduce one more; if so it is counted.
+    pub(super) fn admit(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let network = match ip {
+            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from(u32::from(v4) & (u32::MAX << 8))),
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64))),
+        };
+        self.0.admit(now, network)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(number: u32) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number))
+    }
+
+    fn admitted(limit: &mut AskLimit, asks: u32, ask: (Instant, IpAddr, bool, u32)) -> usize {
+        let (now, source, is_live, count) = ask;
+        (0..asks)
+            .filter(|_| limit.admit(now, source, is_live, count))
+            .count()
+    }
+
+    #[test]
+    fn a_flood_in_other_names_leaves_half_to_live_peers() {
+        let (mut limit, now) = (AskLimit::default(), Instant::now());
+        let flood = (0..1_000).filter(|&n| limit.admit(now, ip(n), false, 56));
+        assert_eq!(flood.count() as u32, OTHERS_PER_WINDOW / 56);
+        assert_eq!(admitted(&mut limit, 50, (now, ip(1), true, 25)), 50);
+    }
+
+    #[test]
+    fn ten_thousand_short_asks_a_second_cost_a_live_peer_nothing() {
+        let (mut limit, now) = (AskLimit::default(), Instant::now());
+        assert_eq!(admitted(&mut limit, 1_000, (now, ip(1), true, 1)), 1_000);
+        assert_eq!(admitted(&mut limit, 40, (now, ip(1), true, 25)), 40);
+    }
+
+    #[test]
+    fn a_flood_of_long_asks_in_a_peers_name_leaves_room_for_its_short_ones() {
+        let (mut limit, now) = (AskLimit::default(), Instant::now());
+        admitted(&mut limit, 1_000, (now, ip(1), true, 56));
+        assert!(limit.admit(now + WINDOW, ip(2), true, 1));
+        admitted(&mut limit, 1_000, (now + WINDOW, ip(1), true, 56));
+        let late = now + WINDOW + WINDOW / 2;
+        assert!(admitted(&mut limit, 100, (late, ip(2), true, 8)) >= 100);
+    }
+
+    #[test]
+    fn a_network_introduces_eight_in_a_second() {
+        let (mut limit, now) = (NewPeerLimit::default(), Instant::now());
+        let mut introduced = |now, from: u32| {
+            let all = (from..from + 50).filter(|&n| limit.admit(now, ip(n)));
+            all.count()
+        };
+        assert_eq!(introduced(now, 0), 8);
+        assert_eq!(introduced(now, 256), 8, "another /24");
+        assert_eq!(introduced(now + SECOND / 2, 100), 0);
+        assert_eq!(introduced(now + SECOND, 100), 8);
+    }
+
+    #[test]
+    fn sources_are_bounded() {
+        let (mut limit, now) = (PerSecond::new(1), Instant::now());
+        let count = (0..10_000).filter(|&n| limit.admit(now, ip(n))).count();
+        assert_eq!(count, MAX_SOURCES);
+        assert!(limit.admit(now + SECOND, ip(20_000)));
+    }
+}
