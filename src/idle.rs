@@ -1,9 +1,9 @@
 //! When the daemon has nothing to do any more: a clock without a clock.
 //!
 //! Idle is: no request or stream open, and nothing that counts for the timeout. It counts
-//! from the start, so a daemon that was woken for nothing goes again, and soon: who asks the
-//! LAN for something says hello first, which wakes also those who turn out to be of no use. A loopback connection
-//! that stays open is Nix waiting to ask more; it holds off the exit, but not for ever.
+//! from the start, so a daemon that was woken for nothing exits soon: a discovery broadcast wakes
+//! all peers, also those that are asked for nothing afterwards. A loopback connection that stays
+//! open is Nix waiting to ask more; it delays the exit, but not for ever.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! Peerix: a peer-to-peer binary cache for Nix on the local network.
 //!
-//! One daemon does both halves: it serves what this machine's store holds
-//! (*holdings*) and it asks the neighbours for what the local Nix wants (*gateway*).
+//! One daemon does both halves: it answers other machines from this machine's store (*holder*),
+//! and it asks them for the paths that the local Nix wants (*gateway*).
 //!
 //! The modules are layers; each may import only layers below it, never a sibling
 //! (`tests/layers.rs` holds them to it):
@@ -11,7 +11,7 @@
 //! | 0 | [`format`]: what Nix fixed, parse and print |
 //! | 1 | [`protocol`], [`config`], [`idle`]: our wire format and its state machines, the settings, the idle deadline |
 //! | 2 | [`store`], [`lan`], [`peer`], [`system`]: the local store, the UDP sockets, HTTP to one peer, the host |
-//! | 3 | [`finder`]: who has a path, and a verified answer |
+//! | 3 | [`finder`]: lookups, peer health, NAR sources and NAR streams |
 //! | 4 | [`http`]: what is served |
 //! | 5 | [`daemon`]: wires the above, owns every task |
 //! | 6 | [`cli`]: arguments, the operator's commands; and `main`, the synchronous start |

@@ -22,7 +22,7 @@ use log::LevelFilter;
 use peerix::{
     cli::{Cli, Command, EX_SOFTWARE, EX_USAGE, Failure},
     config::Config,
-    daemon::{self, Control, Launch, Options, Setup},
+    daemon::{self, Control, Launch, Options, Setup, SharingFiles},
     system::{
         descriptors,
         journal::{self, chain},
@@ -132,6 +132,7 @@ fn run(options: Options) -> Result<(), Failure> {
         sockets,
         notifier,
         state_file: StateFile::from_env(),
+        sharing_files: SharingFiles::from_env(),
     };
     let threads =
         std::thread::available_parallelism().map_or(2, |cores| cores.get().min(MOST_THREADS));

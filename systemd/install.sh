@@ -280,7 +280,7 @@ uninstall() {
         fi
     done
     # What the daemon remembered of its neighbours; the first is a link to the second.
-    rm -rf /run/peerix /run/private/peerix
+    rm -rf /run/peerix /run/private/peerix /var/cache/peerix /var/cache/private/peerix
     directories=$(recorded d | sort -r)
     recorded f | while read -r path; do
         [ "$path" = "$record" ] || remove_file "$path"

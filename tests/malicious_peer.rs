@@ -60,10 +60,6 @@ mod within {
     /// A narinfo, whoever answers or does not.
     pub(crate) const NARINFO: Duration = Duration::from_millis(1_500);
 
-    /// A 404 for a NAR whose narinfo nobody has given: once a minute a restart of its holder is
-    /// waited for, for 1.8 s.
-    pub(crate) const A_RESTART: Duration = Duration::from_secs(4);
-
     /// A NAR whose hostile holder shows what it is at once.
     pub(crate) const AT_ONCE: Duration = Duration::from_secs(3);
 
@@ -73,8 +69,8 @@ mod within {
     /// Who gives less than 64 KiB in ten seconds is left.
     pub(crate) const A_TRICKLE: Duration = Duration::from_secs(14);
 
-    /// The only holder may be silent for 20 seconds.
-    pub(crate) const ALONE: Duration = Duration::from_secs(24);
+    /// The only holder may be silent for 3 s, and slow for 10 s.
+    pub(crate) const ALONE: Duration = Duration::from_secs(15);
 }
 
 /// Paths with NARs of 100 KB, about 6 MiB, and 12 MiB.
@@ -230,12 +226,7 @@ impl Behaviour {
             assert_eq!(narinfo.status, 404, "{name}");
         }
         let (answer, took) = timed(|| nar(&daemon, item));
-        let limit = if narinfo.status == 200 {
-            self.alone
-        } else {
-            self.alone.max(within::A_RESTART)
-        };
-        assert!(took < limit, "{name}: {took:?}");
+        assert!(took < self.alone, "{name}: {took:?}");
         let tries = hostile.asked_for_nars();
         assert!(tries <= MOST_TRIES, "{name}: asked {tries} times");
         if answer.complete && answer.status == 200 {

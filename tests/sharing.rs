@@ -11,6 +11,7 @@ use peerix::protocol::{PathState, datagram::Datagram};
 use support::{
     PATIENCE,
     daemon::Daemon,
+    eventually,
     host::Host,
     item::{Item, foreign_key, key, key_text, trusted_key},
     peer,
@@ -200,6 +201,76 @@ fn what_a_key_signed_that_is_only_trusted_is_not_shared() {
     let daemon = unknown.start();
     store.assert_shared(&daemon, &[]);
     daemon.log.line(&["warn", "share.keys", "cache.foreign-1"]);
+}
+
+#[test]
+fn the_owner_is_told_once_which_keys_share_nothing() {
+    let foreign = Item::unsigned("theirs", 500).sign(&foreign_key());
+    let both = Item::signed("both", 500).sign(&foreign_key());
+    let host = Host::new().holding(&[&foreign, &both]).with(&format!(
+        "trust.public-keys = [{:?}]",
+        foreign_key().public_key().to_string()
+    ));
+    let cache = host.open_directory("cache");
+    let start = || host.launch().env("CACHE_DIRECTORY", &cache).start();
+    let told = cache.join("share-keys-told");
+
+    let daemon = start();
+    let line = daemon
+        .log
+        .line(&["warn", "1 paths are not shared", "cache.foreign-1"]);
+    let end = format!(
+        "share.keys = [\"{}\", \"cache.foreign-1\"]",
+        trusted_key().public_key()
+    );
+    assert!(line.trim_end().ends_with(&end), "{line}");
+    eventually("it is on record", || told.exists().then_some(()));
+    assert_eq!(daemon.stop().0, Some(0));
+
+    // Not at the next start; the record is looked at before paths are counted.
+    let daemon = start();
+    daemon.get(&format!("/local/{}.narinfo", both.hash()));
+    let (code, log) = daemon.stop();
+    assert_eq!(code, Some(0));
+    assert!(!log.contains("are not shared"), "{log}");
+
+    // The line that it tells does what it says.
+    let host = host.with(&end);
+    let daemon = host.start();
+    assert_eq!(
+        daemon
+            .get(&format!("/local/{}.narinfo", foreign.hash()))
+            .status,
+        200
+    );
+    assert!(!daemon.log.text().contains("are not shared"));
+}
+
+#[test]
+fn what_was_decided_outlives_the_process_and_any_defect_discards_it() {
+    let store = Store::new();
+    let host = store.host("share.paths = \"built\"");
+    let cache = host.open_directory("cache");
+    let decisions = cache.join("sharing-decisions");
+    let shared = [
+        &store.signed,
+        &store.signed_source,
+        &store.signed_secret,
+        &store.built,
+        &store.built_on_signed,
+    ];
+    let run = || {
+        let daemon = host.launch().env("CACHE_DIRECTORY", &cache).start();
+        store.assert_shared(&daemon, &shared);
+        assert_eq!(daemon.stop().0, Some(0));
+        std::fs::read(&decisions).expect("decisions")
+    };
+    let saved = run();
+    assert_eq!(run().len(), saved.len());
+    for defect in [&saved[..saved.len() - 1], b"", b"junk", &vec![0; 5 << 20]] {
+        std::fs::write(&decisions, defect).expect("decisions");
+        assert_eq!(run().len(), saved.len());
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ end
 
 complete -c peerix -n "__fish_peerix_needs_command" -l config -d 'Config file, instead of /etc/peerix/peerix.toml if that is there' -r -F
 complete -c peerix -n "__fish_peerix_needs_command" -l port -d 'TCP and UDP port, when systemd passes no sockets' -r
-complete -c peerix -n "__fish_peerix_needs_command" -l timeout -d 'Longest wait for the answer of a peer that is awake, in milliseconds' -r
+complete -c peerix -n "__fish_peerix_needs_command" -l timeout -d 'Wait for peers that run the first peerix, in milliseconds' -r
 complete -c peerix -n "__fish_peerix_needs_command" -l private-key -d 'Secret key to sign with, a file of `nix-store --generate-binary-cache-key`' -r -F
 complete -c peerix -n "__fish_peerix_needs_command" -s v -l verbose -d 'Also log what is only of use when something is looked for'
 complete -c peerix -n "__fish_peerix_needs_command" -l check-config -d 'Check config file, keys, nix.conf and store, and exit'
@@ -39,7 +39,7 @@ complete -c peerix -n "__fish_peerix_needs_command" -f -a "refresh" -d 'Let Nix 
 complete -c peerix -n "__fish_peerix_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c peerix -n "__fish_peerix_using_subcommand serve" -l config -d 'Config file, instead of /etc/peerix/peerix.toml if that is there' -r -F
 complete -c peerix -n "__fish_peerix_using_subcommand serve" -l port -d 'TCP and UDP port, when systemd passes no sockets' -r
-complete -c peerix -n "__fish_peerix_using_subcommand serve" -l timeout -d 'Longest wait for the answer of a peer that is awake, in milliseconds' -r
+complete -c peerix -n "__fish_peerix_using_subcommand serve" -l timeout -d 'Wait for peers that run the first peerix, in milliseconds' -r
 complete -c peerix -n "__fish_peerix_using_subcommand serve" -l private-key -d 'Secret key to sign with, a file of `nix-store --generate-binary-cache-key`' -r -F
 complete -c peerix -n "__fish_peerix_using_subcommand serve" -s v -l verbose -d 'Also log what is only of use when something is looked for'
 complete -c peerix -n "__fish_peerix_using_subcommand serve" -l check-config -d 'Check config file, keys, nix.conf and store, and exit'

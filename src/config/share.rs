@@ -1,5 +1,7 @@
 //! `[share]`: what leaves this machine.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Globs, globs};
@@ -99,12 +101,18 @@ pub enum ShareKey {
     Name(Box<str>),
 }
 
+impl fmt::Display for ShareKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(key) => write!(f, "{key}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
 impl Serialize for ShareKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Full(key) => serializer.collect_str(key),
-            Self::Name(name) => serializer.serialize_str(name),
-        }
+        serializer.collect_str(self)
     }
 }
 

@@ -8,6 +8,7 @@ mod beat;
 mod running;
 mod saved;
 mod setup;
+mod sharing_files;
 mod watch;
 
 use std::{
@@ -47,6 +48,7 @@ use crate::{
 use beat::Beat;
 use running::Running;
 pub use setup::{CONFIG_FILE, Options, Setup, SetupError, is_permission, read_config};
+pub use sharing_files::SharingFiles;
 
 /// What a daemon is started with.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub struct Launch {
     pub notifier: Notifier,
     /// Where the state of the last process is.
     pub state_file: Option<StateFile>,
+    /// Where what sharing keeps is.
+    pub sharing_files: Option<SharingFiles>,
 }
 
 /// How a running daemon is told what to do.
@@ -108,6 +112,7 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
         sockets,
         notifier,
         state_file,
+        sharing_files,
     } = launch;
     let activated = sockets.activated;
     let listeners = listeners(sockets.tcp)?;
@@ -270,10 +275,27 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
     }
 
     daemon.started(&addresses);
+    if let (Some(setup), Some(holdings)) = (daemon.setup.clone(), daemon.holdings()) {
+        let files = sharing_files.clone();
+        let stopped = stop.drain.clone();
+        tasks.spawn(async move {
+            if let Some(files) = files.clone() {
+                sharing_files::restore(files, holdings.clone()).await;
+            }
+            sharing_files::tell_of_other_keys(files, setup, holdings).await;
+            stopped.cancelled().await;
+            Ok("sharing files")
+        });
+    }
     let end = daemon
         .supervise(&mut control, &mut tasks, &supervision_beat)
         .await;
-    daemon.stop(end, stop, lan_stop, tasks, state_file).await
+    let holdings = daemon.holdings();
+    let ended = daemon.stop(end, stop, lan_stop, tasks, state_file).await;
+    if let (Some(files), Some(holdings)) = (&sharing_files, holdings) {
+        sharing_files::save(files, &holdings);
+    }
+    ended
 }
 
 /// What the host lists, as discovery wants it.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    finder::{Background, Finder, Memory},
+    finder::{Background, Finder, Holdings, Memory},
     http::{App, Service, State, listener::Stop},
     lan::LanHandle,
     peer::Client,
@@ -78,6 +78,12 @@ impl Running {
         self.app.set_trouble(None);
         self.setup = Some(Arc::new(setup));
         self.trouble = None;
+    }
+
+    /// What is shared now, if there is a configuration.
+    pub(super) fn holdings(&self) -> Option<Holdings> {
+        let service = self.app.service();
+        service.finder().map(|finder| finder.holdings().clone())
     }
 
     /// Goes on without a configuration.
@@ -273,7 +279,7 @@ impl Running {
         lan_stop.cancel();
         let answered = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(drain, answered).await.is_err() {
-            info!("questions of peers are left unanswered: the store does not answer");
+            info!("asks of peers are left unanswered: the store does not answer");
         }
         if let Some(file) = &state_file {
             let named = self.known_by_name.borrow().clone();

@@ -1,4 +1,4 @@
-//! What outlives the process: who we are to our peers, and who they are.
+//! What outlives the process: our instance, the known peers, and bans.
 
 use std::{
     net::SocketAddr,

@@ -1,6 +1,7 @@
 //! From files to a running configuration: at the start, and again at each reload.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     fmt,
     io::{self, ErrorKind},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, SharePaths},
     finder::{Holdings, acceptance::Trust},
     format::{PublicKey, SecretKey},
     store::{LocalStore, OpenError, SharePolicy},
@@ -166,6 +167,29 @@ impl Setup {
         [&self.nix_conf.trust.public_keys[..], own].concat()
     }
 
+    /// The trusted keys that `share.keys` does not have, our own left out.
+    pub(super) fn trusted_keys_not_shared(&self) -> Vec<PublicKey> {
+        let trusted = self.trusted_keys();
+        let shared = self.config.share.resolve_keys(&trusted);
+        let is_own = |key: &PublicKey| self.keys.iter().any(|own| own.public_key() == *key);
+        trusted
+            .into_iter()
+            .filter(|key| !shared.contains(key) && !is_own(key))
+            .collect()
+    }
+
+    /// `share.paths`, or what holds without it.
+    pub(super) fn share_rule(&self) -> SharePaths {
+        self.config.share.rule(!self.keys.is_empty())
+    }
+
+    /// The line of peerix.toml that has these trusted keys in `share.keys`, too.
+    pub(super) fn share_keys_with(&self, names: &BTreeSet<String>) -> String {
+        let before = self.config.share.keys.iter().map(ToString::to_string);
+        let keys: Vec<_> = before.chain(names.iter().cloned()).collect();
+        format!("share.keys = {keys:?}")
+    }
+
     /// Whose narinfos we pass on to Nix.
     pub(super) fn trust(&self) -> Trust {
         Trust {
@@ -188,7 +212,7 @@ impl Setup {
         }
         let share = SharePolicy::new(
             config.store.dir.clone(),
-            config.share.rule(!self.keys.is_empty()),
+            self.share_rule(),
             config.share.exclude.clone(),
             config.share.resolve_keys(&trusted).into_iter().collect(),
             self.keys.clone(),

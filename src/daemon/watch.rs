@@ -1,5 +1,5 @@
-//! The watchdog's question: would a client get an answer now? Asked through our own front
-//! door, because a process that merely runs is of no use to anybody.
+//! What the watchdog checks: would a client get a response now? It sends a request to our own
+//! socket, because a process that merely runs is of no use.
 
 use std::{
     io,

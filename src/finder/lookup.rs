@@ -7,6 +7,7 @@
 //! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A request goes on when its lookup has ended, so that its outcome counts.
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     format::{NarHash, StorePathHash},
     lan::{LanHandle, PaidWait},
-    peer::{PeerError, SECOND_CONNECTION_AFTER},
+    peer::PeerError,
     protocol::PeerAddr,
     system::journal::chain,
 };
@@ -42,6 +43,9 @@ const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
 
 /// What is asked of a NAR to see whether it comes.
 const FIRST_BYTES: u64 = 4 << 10;
+
+/// A request to a peer that is not trusted to answer is late after that, and three round trips.
+const LATE_AFTER: Duration = Duration::from_millis(100);
 
 /// The first bytes of a NAR must come within that and two round trips, from a peer whose NARs fail.
 const FIRST_BYTES_WITHIN: Duration = Duration::from_millis(50);
@@ -155,7 +159,7 @@ impl Finder {
                 () = until(wake), if asks_next || wake.is_some() => {
                     if asks_next && let Some(peer) = candidates.take_next() {
                         let allowed = self.allowed_wait(peer);
-                        if allowed.at_least.is_zero() && !is_discovering && wait.is_used_up(&self.0.lan) {
+                        if allowed.at_least.is_zero() && wait.is_used_up(&self.0.lan) {
                             // Connection attempts are under way all the same.
                             continue;
                         }
@@ -212,7 +216,7 @@ impl Finder {
         let (health, lan) = (&self.memory().health, &self.0.lan);
         // A connection and a request.
         let round_trips = lan.round_trip(peer).unwrap_or_default() * 2;
-        if health.is_unreachable(peer) {
+        if health.is_late(peer) {
             let round_trips = round_trips + Duration::from_millis(1);
             return if health.may_wait(Instant::now(), peer) {
                 AllowedWait::free(round_trips.min(LONGEST_FREE_WAIT))
@@ -227,14 +231,17 @@ impl Finder {
         let free = (round_trips + FREE_WAIT).max(latency);
         AllowedWait {
             free: free.min(LONGEST_FREE_WAIT),
-            at_least: self.late_after(peer).min(LONGEST_FREE_WAIT),
+            at_least: LONGEST_FREE_WAIT,
         }
     }
 
     /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
     fn late_after(&self, peer: PeerAddr) -> Duration {
-        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
-        SECOND_CONNECTION_AFTER.max(3 * round_trip)
+        let lan = &self.0.lan;
+        if lan.is_trusted_to_answer(peer) {
+            return LONGEST_FREE_WAIT;
+        }
+        LATE_AFTER.max(3 * lan.round_trip(peer).unwrap_or_default())
     }
 
     /// After how long without an answer of `peer` the next candidate is asked.
@@ -261,7 +268,12 @@ impl Finder {
         };
         let within = self.first_bytes_within(peer);
         let _wait = self.0.lan.begin_wait();
-        matches!(timeout(within, opened).await, Ok(Some(_)))
+        let has_passed = matches!(timeout(within, opened).await, Ok(Some(_)));
+        if has_passed {
+            let health = &self.memory().health;
+            health.record_success(peer, Success::NarProbe);
+        }
+        has_passed
     }
 
     /// Within what time a peer whose NARs fail has to give the first bytes of one.
@@ -353,14 +365,29 @@ impl Finder {
         let path = format!("local/{hash}.narinfo");
         let limit = self.limits().narinfo.bytes();
         let client = self.client();
-        let mut fetching = std::pin::pin!(client.narinfo(peer, &path, limit));
-        // No answer yet is a failure already: other lookups must not wait as long.
         let late_after = self.late_after(peer);
-        if let Ok(fetched) = timeout(late_after, fetching.as_mut()).await {
-            return fetched;
+        // What is late has failed already, as far as other lookups are concerned.
+        let mut answered = pin!(client.narinfo(peer, &path));
+        let narinfo = match timeout(late_after, answered.as_mut()).await {
+            Ok(narinfo) => narinfo?,
+            Err(_) => {
+                self.record_no_answer(peer);
+                answered.await?
+            }
+        };
+        let health = &self.memory().health;
+        let mut read = pin!(narinfo.read(limit));
+        let body = match timeout(late_after, read.as_mut()).await {
+            Ok(body) => body,
+            Err(_) => {
+                health.record_failure(Instant::now(), peer, Failure::NarinfoStalled);
+                read.await
+            }
+        };
+        if !matches!(body, Err(PeerError::Incomplete { .. })) {
+            health.record_success(peer, Success::Narinfo);
         }
-        self.record_no_answer(peer);
-        fetching.await
+        body
     }
 
     fn record_no_answer(&self, peer: PeerAddr) {

@@ -3,6 +3,7 @@
 //! | kind | what counts | what follows | what clears it |
 //! |---|---|---|---|
 //! | transport | no connection, or a reset, time-out or stall before the headers of a narinfo | it comes last, 1 s doubling to 60 s | any HTTP answer; an answer over UDP puts it back to 1 s |
+//! | stalled narinfo | the headers of a narinfo came, and its body is late | no lookup waits for it, but one a second | a narinfo that came to its end |
 //! | lie | wrong bytes, or again and again narinfos for other paths | a ban, 10 min doubling to a day | time, SIGHUP |
 //! | path | an answer about one path that is of no use | it comes last for that path, 30 s | a good narinfo for that path, new trust settings, SIGHUP |
 //! | NAR | a NAR refused, cut, reset or stalled | after two in a row it comes last for NARs, and its paths are offered only after a probe | a NAR that came |
@@ -51,7 +52,7 @@ const PATH_COUNTS_FOR: Duration = Duration::from_secs(30);
 const NAR_FAILURES_COUNT_AT: u32 = 2;
 
 /// From one probe of a peer whose NARs fail to the next; doubled each time that a NAR fails although
-/// its probe did not, up to the longest.
+/// its probe had passed, up to the longest.
 const PROBED_EVERY: Duration = Duration::from_secs(1);
 const PROBED_LEAST_EVERY: Duration = Duration::from_secs(60);
 
@@ -72,6 +73,8 @@ pub enum Failure {
         /// When the peer's host last answered over UDP.
         last_answer: Option<Instant>,
     },
+    /// The headers of a narinfo came, and its body is late.
+    NarinfoStalled,
     /// An answer about this path that is of no use.
     Path(StorePathHash),
     /// A NAR was refused, cut, reset or stalled.
@@ -86,10 +89,14 @@ pub enum Failure {
 pub enum Success {
     /// It has answered over HTTP, whatever it said.
     Transport,
+    /// A narinfo came to its end, whatever it said.
+    Narinfo,
     /// A good narinfo for this path.
     Path(StorePathHash),
     /// A NAR came to its end.
     Nar,
+    /// The first bytes of a NAR came, which clears nothing.
+    NarProbe,
 }
 
 /// In which order sources are used: the smallest first.
@@ -146,12 +153,16 @@ struct Record {
     wanted: Option<Instant>,
     is_reconnecting: bool,
     waited_for: Option<Instant>,
+    narinfos_stall: bool,
     bans: u32,
     banned_until: Option<Instant>,
     wrong_paths: u32,
     nar_failures: u32,
     nar_failed_at: Option<Instant>,
     nar_probed_at: Option<Instant>,
+    nar_probe_passed: bool,
+    /// How often a NAR failed although its probe had passed.
+    nar_probes_wrong: u32,
     latency: Option<Latency>,
 }
 
@@ -208,9 +219,8 @@ impl Record {
     }
 
     fn is_nar_probe_due(&self, now: Instant) -> bool {
-        let further = self.nar_failures.saturating_sub(NAR_FAILURES_COUNT_AT);
         let pause = PROBED_EVERY
-            .saturating_mul(1 << further.min(6))
+            .saturating_mul(1 << self.nar_probes_wrong.min(6))
             .min(PROBED_LEAST_EVERY);
         let probed_at = self.nar_probed_at;
         probed_at.is_none_or(|at| now.duration_since(at) >= pause)
@@ -256,6 +266,7 @@ impl PeerHealth {
                     pause,
                 });
             }
+            Failure::NarinfoStalled => state.record(peer).narinfos_stall = true,
             Failure::Path(hash) => {
                 state.paths.put((peer, hash), now);
             }
@@ -264,6 +275,9 @@ impl PeerHealth {
                 if record.nar_failed_at.is_none_or(|failed| failed <= asked) {
                     record.nar_failures = record.nar_failures.saturating_add(1);
                     record.nar_failed_at = Some(now);
+                    if std::mem::take(&mut record.nar_probe_passed) {
+                        record.nar_probes_wrong = record.nar_probes_wrong.saturating_add(1);
+                    }
                 }
             }
         }
@@ -278,6 +292,11 @@ impl PeerHealth {
                     record.transport = None;
                 }
             }
+            Success::Narinfo => {
+                if let Some(record) = state.peers.get_mut(&peer) {
+                    record.narinfos_stall = false;
+                }
+            }
             Success::Path(hash) => {
                 state.paths.pop(&(peer, hash));
                 if let Some(record) = state.peers.get_mut(&peer) {
@@ -289,8 +308,11 @@ impl PeerHealth {
                     record.nar_failures = 0;
                     record.nar_failed_at = None;
                     record.nar_probed_at = None;
+                    record.nar_probe_passed = false;
+                    record.nar_probes_wrong = 0;
                 }
             }
+            Success::NarProbe => state.record(peer).nar_probe_passed = true,
         }
     }
 
@@ -339,14 +361,22 @@ impl PeerHealth {
         }
     }
 
-    /// Whether the last request to `peer` had no answer: nothing is waited for free of charge.
+    /// Whether the last request to `peer` had no answer, or not its end: nothing is waited for free
+    /// of charge.
+    pub fn is_late(&self, peer: PeerAddr) -> bool {
+        let state = self.lock();
+        let record = state.peers.peek(&peer);
+        record.is_some_and(|record| record.transport.is_some() || record.narinfos_stall)
+    }
+
+    /// Whether the last request to `peer` had no answer.
     pub fn is_unreachable(&self, peer: PeerAddr) -> bool {
         let state = self.lock();
         let record = state.peers.peek(&peer);
         record.is_some_and(|record| record.transport.is_some())
     }
 
-    /// Whether one lookup may wait for a `peer` that is unreachable: one in a second.
+    /// Whether one lookup may wait for a `peer` that is late: one in a second.
     pub fn may_wait(&self, now: Instant, peer: PeerAddr) -> bool {
         let mut state = self.lock();
         let waited_for = &mut state.record(peer).waited_for;

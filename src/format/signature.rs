@@ -261,6 +261,11 @@ impl TrustedKeys {
             .flat_map(|(name, keys)| keys.iter().map(|key| (&**name, key.as_bytes())))
     }
 
+    /// Whether one of the keys has this name.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// Number of keys.
     pub fn len(&self) -> usize {
         self.by_name.values().map(Vec::len).sum()

@@ -44,7 +44,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
 pub struct Stop {
     /// No new connections; those that are open finish their answer.
     pub drain: CancellationToken,
-    /// The end of patience: what is still open is cut.
+    /// The grace period is over: open connections are cut.
     pub cut: CancellationToken,
     /// The connections; empty when all have ended.
     pub connections: TaskTracker,

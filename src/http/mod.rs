@@ -1,4 +1,4 @@
-//! What is served over TCP: the holdings to the LAN, the gateway to this machine.
+//! What is served over TCP: the shared paths to the LAN, the gateway to this machine.
 //!
 //! | file | serves |
 //! |---|---|

@@ -1,8 +1,8 @@
-//! Places for machines of the LAN: so many in all, and so many for one address, so that one
-//! neighbour that has gone mad does not shut out the others.
+//! Places for machines of the LAN: a limit for all, and one for each address, so that one faulty
+//! peer does not shut out the others.
 //!
-//! An address is one machine's, also in IPv6: those of one /64 are the whole LAN, which must not
-//! share the allowance of one. Who takes many addresses gets more; what is in all is the bound then.
+//! An address is one machine's, also in IPv6: a /64 is the whole LAN, whose machines must not share
+//! the limit of one. A machine with many addresses gets more, up to the limit for all.
 
 use std::{
     collections::HashMap,

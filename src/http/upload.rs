@@ -3,8 +3,8 @@
 //!
 //! Fair queueing: every machine has a line of its own, each piece in it a *tag*, the tag of the
 //! piece before it (or that of the piece served last by anyone, if there is none) and its own
-//! length. The smallest tag is served first. So who comes anew is never far behind, and who
-//! wants much is never far ahead.
+//! length. The smallest tag is served first. So a machine that has just come is never far behind,
+//! and one that wants much is never far ahead.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-/// The one way out, and who waits for it.
+/// The bandwidth, and the streams that wait for it.
 #[derive(Debug)]
 pub struct Upload {
     bytes_per_second: u64,
@@ -60,7 +60,7 @@ impl Upload {
         }
     }
 
-    /// Waits until `bytes` may go out to `peer`. Who stops waiting keeps nobody waiting.
+    /// Waits until `bytes` may go out to `peer`. A caller that stops waiting delays no other.
     pub(super) async fn pay(&self, peer: IpAddr, bytes: usize) {
         let mut place = self.enter(peer, bytes as u64);
         loop {

@@ -17,15 +17,15 @@ use crate::protocol::{
 /// Lists the interfaces of the host.
 pub type ListInterfaces = Box<dyn Fn() -> io::Result<Vec<Interface>> + Send + Sync>;
 
-/// The list is at most this old when a request is sent, whatever the kernel tells of changes: it
+/// The list is at most this old when an ask is sent, whatever the kernel tells of changes: it
 /// may not let us listen, and a listing may have failed.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// And at least this old when an error makes it suspect.
 const MIN_AGE: Duration = Duration::from_millis(100);
 
-/// A network that was away for less is still the one that heard our hello, unless the kernel
-/// says that it was interrupted.
+/// A network that was away for less is not new: it has heard our discovery broadcast. Unless the
+/// kernel says that it was interrupted.
 const ABSENCE: Duration = Duration::from_secs(60);
 
 /// What our sockets can do.

@@ -157,9 +157,9 @@ impl Socket {
         Ok(received)
     }
 
-    /// Whether there is room for an answer to a stranger. What is sent to a machine that does not
-    /// exist stays in the socket until the system gives up looking for it, seconds later, and
-    /// anybody can ask in the name of such machines: half of the room is kept for our questions.
+    /// Whether there is room for an answer. A datagram to a machine that does not exist stays in the
+    /// socket until the kernel gives up looking for that machine, seconds later. Any host can forge
+    /// asks of such machines, so half of the room is kept for our own asks.
     pub(super) fn has_room_for_answers(&self) -> bool {
         let mut unsent: libc::c_int = 0;
         let descriptor = self.socket.as_raw_fd();

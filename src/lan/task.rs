@@ -73,7 +73,7 @@ impl Lan {
                 () = stop.cancelled() => return Ok(()),
                 // Requests that are ready now are read first: what they look up goes out together.
                 () = closing.0.wake.notified() => tokio::task::yield_now().await,
-                // Who has answered in time is heard, however late we get to it.
+                // An answer that came in time counts, however late it is read.
                 () = timer => self.read_all(&mut buffer)?,
                 (socket, ready) = self.readable() => {
                     let batch = match ready {

@@ -37,7 +37,7 @@ const NARINFO_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request without an answer for so long gets a second one beside it on a fresh connection: the
 /// kernel repeats a lost SYN only after 1 s, and a pooled connection may lead nowhere.
-pub const SECOND_CONNECTION_AFTER: Duration = Duration::from_millis(100);
+const SECOND_CONNECTION_AFTER: Duration = Duration::from_millis(100);
 
 /// The head of a NAR answer comes after the holder has listed the path's files.
 const NAR_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -157,6 +157,24 @@ pub struct Client {
     memory: unpacked::Memory,
 }
 
+/// A narinfo whose headers have come.
+#[derive(Debug)]
+pub struct NarinfoBody {
+    peer: PeerAddr,
+    response: Response,
+}
+
+impl NarinfoBody {
+    /// All of it, at most `limit` bytes.
+    pub async fn read(self, limit: u64) -> Result<Bytes, PeerError> {
+        let Self { peer, response } = self;
+        match tokio::time::timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
+            Ok(Err(PeerError::Broken { .. })) | Err(_) => Err(PeerError::Incomplete { peer }),
+            Ok(body) => body,
+        }
+    }
+}
+
 /// What is asked, and where.
 struct Target<'a> {
     peer: PeerAddr,
@@ -182,13 +200,8 @@ impl Client {
         self.http.renew(interruptions);
     }
 
-    /// The body of `path` at `peer`, at most `limit` bytes.
-    pub async fn narinfo(
-        &self,
-        peer: PeerAddr,
-        path: &str,
-        limit: u64,
-    ) -> Result<Bytes, PeerError> {
+    /// Asks `peer` for the narinfo behind `path`; its body comes with [`NarinfoBody::read`].
+    pub async fn narinfo(&self, peer: PeerAddr, path: &str) -> Result<NarinfoBody, PeerError> {
         let target = Target::of_peer(peer, path);
         let sent = self.send(&target, None);
         let response = within(peer, NARINFO_HEAD_TIMEOUT, sent).await?;
@@ -196,10 +209,7 @@ impl Client {
             let status = response.status();
             return Err(PeerError::Status { peer, status });
         }
-        match tokio::time::timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
-            Ok(Err(PeerError::Broken { .. })) | Err(_) => Err(PeerError::Incomplete { peer }),
-            Ok(body) => body,
-        }
+        Ok(NarinfoBody { peer, response })
     }
 
     /// Whether `peer` answers a request at all, on a fresh connection.

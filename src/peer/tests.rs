@@ -54,9 +54,12 @@ async fn a_narinfo_is_fetched_from_the_address_itself() {
         peer_that_answers("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
     let body = Client::new()
         .expect("client")
-        .narinfo(peer, "local/x.narinfo", 10)
+        .narinfo(peer, "local/x.narinfo")
         .await
-        .expect("narinfo");
+        .expect("narinfo")
+        .read(10)
+        .await
+        .expect("body");
     assert_eq!(body, "hello");
     let question = question.await.expect("asked");
     assert!(
@@ -77,7 +80,8 @@ async fn a_narinfo_beyond_the_limit_is_refused_announced_or_not() {
         "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n0123456789012345",
     ] {
         let (peer, _question) = peer_that_answers(answer).await;
-        let error = client.narinfo(peer, "x", 10).await.expect_err("too long");
+        let narinfo = client.narinfo(peer, "x").await.expect("narinfo");
+        let error = narinfo.read(10).await.expect_err("too long");
         assert!(
             matches!(error, PeerError::Length { expected: 10, .. }),
             "{error}"
@@ -95,7 +99,7 @@ async fn a_redirect_is_not_followed() {
     .await;
     let error = Client::new()
         .expect("client")
-        .narinfo(peer, "x", 10)
+        .narinfo(peer, "x")
         .await
         .expect_err("redirect");
     assert!(
@@ -120,7 +124,7 @@ async fn a_peer_that_says_nothing_is_late() {
     let peer = PeerAddr::new(listener.local_addr().expect("address")).expect("peer");
     let error = Client::new()
         .expect("client")
-        .narinfo(peer, "x", 10)
+        .narinfo(peer, "x")
         .await
         .expect_err("silence");
     assert!(matches!(error, PeerError::Late { .. }), "{error}");
@@ -207,7 +211,8 @@ async fn a_request_without_an_answer_gets_a_second_one_beside_it() {
     let peer = peer_that_answers_after(1).await;
     let client = Client::new().expect("client");
     let began = std::time::Instant::now();
-    let body = client.narinfo(peer, "x", 10).await.expect("narinfo");
+    let narinfo = client.narinfo(peer, "x").await.expect("narinfo");
+    let body = narinfo.read(10).await.expect("body");
     assert_eq!(body, "hello");
     let took = began.elapsed();
     assert!(

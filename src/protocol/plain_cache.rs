@@ -14,7 +14,7 @@ pub struct PlainCache {
     /// What goes before the names of its files: empty, or a path that ends with `/` and begins
     /// with no `/`.
     pub prefix: String,
-    /// Known because somebody announces it on the network, not from the settings.
+    /// Announced on the network, not named in the settings.
     pub announced: bool,
 }
 

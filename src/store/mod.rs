@@ -20,6 +20,7 @@ mod pieces;
 mod rows;
 mod seen_rows;
 mod sharing;
+mod signed_by_others;
 mod tree;
 mod workers;
 
@@ -42,6 +43,7 @@ pub use not_shared::NotSharedReason;
 pub use pieces::{PieceStream, PiecesError};
 pub use rows::LocalPath;
 pub use sharing::{Decision, SharePolicy};
+pub use signed_by_others::SignedByOthers;
 
 use self::{
     database::Database,

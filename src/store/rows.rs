@@ -17,6 +17,9 @@ const PATH: &str = "\
     LEFT JOIN Refs f ON f.referrer = p.id \
     LEFT JOIN ValidPaths r ON r.id = f.reference";
 
+const SIGNED_BEFORE: &str = "\
+    SELECT id, path, sigs FROM ValidPaths WHERE id < ?1 AND sigs <> '' ORDER BY id DESC LIMIT ?2";
+
 /// What the store knows of a path, read from the database at this very request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPath {
@@ -90,6 +93,43 @@ pub(super) fn path(
     references.sort_unstable();
     (found.info.references, found.reference_ids) = references.into_iter().unzip();
     Ok(Some(found))
+}
+
+/// A row that has signatures.
+#[derive(Debug)]
+pub(super) struct SignedRow {
+    pub(super) id: i64,
+    /// None if its name is no store path.
+    pub(super) hash: Option<StorePathHash>,
+    signatures: String,
+}
+
+impl SignedRow {
+    /// The names of the keys whose signatures it claims to have.
+    pub(super) fn key_names(&self) -> impl Iterator<Item = &str> {
+        let signatures = self.signatures.split_ascii_whitespace();
+        signatures.filter_map(|signature| Some(signature.split_once(':')?.0))
+    }
+}
+
+/// Up to `most` rows with signatures and an id below `before`, the newest first.
+pub(super) fn signed_before(
+    connection: &Connection,
+    dir: &StoreDir,
+    before: i64,
+    most: usize,
+) -> rusqlite::Result<Vec<SignedRow>> {
+    let mut statement = connection.prepare_cached(SIGNED_BEFORE)?;
+    let row = |row: &rusqlite::Row<'_>| {
+        let path = text(row.get_ref(1)?).and_then(|path| StorePath::parse(dir, path).ok());
+        Ok(SignedRow {
+            id: row.get(0)?,
+            hash: path.map(|path| path.hash()),
+            signatures: text(row.get_ref(2)?).unwrap_or_default().to_owned(),
+        })
+    };
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    statement.query_map((before, most), row)?.collect()
 }
 
 /// What makes a row unusable: for the journal at debug.

@@ -1,4 +1,4 @@
-//! The bytes that outlive a sleep, in the runtime directory. What they mean, and that any
+//! The bytes that outlive a sleep, in the runtime or the cache directory. What they mean, and that any
 //! defect in them discards them, is the caller's.
 
 use std::{
@@ -15,7 +15,6 @@ use super::{ReadError, regular_file};
 pub const MAX_BYTES: usize = 8 << 20;
 
 const NAME: &str = "state";
-const TEMPORARY_NAME: &str = "state.new";
 
 /// Why the state was not written.
 #[derive(Debug, thiserror::Error)]
@@ -50,26 +49,33 @@ pub enum WriteError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateFile {
     directory: PathBuf,
+    name: &'static str,
 }
 
 impl StateFile {
     /// In the directory that `RuntimeDirectory=` made, if there is one.
     pub fn from_env() -> Option<Self> {
-        let directories = env::var_os("RUNTIME_DIRECTORY")?;
-        let first = env::split_paths(&directories)
-            .next()
-            .filter(|directory| directory.is_absolute())?;
-        Some(Self::new(first))
+        Some(Self::new(first_directory("RUNTIME_DIRECTORY")?))
+    }
+
+    /// One of that name in the directory that `CacheDirectory=` made, if there is one: it outlives
+    /// the boot.
+    pub fn in_cache(name: &'static str) -> Option<Self> {
+        let directory = first_directory("CACHE_DIRECTORY")?;
+        Some(Self { directory, name })
     }
 
     /// In a directory that nobody else writes to.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+        Self {
+            directory,
+            name: NAME,
+        }
     }
 
     /// Where it is.
     pub fn path(&self) -> PathBuf {
-        self.directory.join(NAME)
+        self.directory.join(self.name)
     }
 
     /// What was written last, if anything was.
@@ -82,12 +88,12 @@ impl StateFile {
     }
 
     /// Replaces it as a whole: a reader finds the old bytes or the new ones, also when the
-    /// process is killed in between. Not synced to disk, since it need not outlive the boot.
+    /// process is killed in between. Not synced to disk: a file that a power cut spoils is discarded.
     pub fn write(&self, bytes: &[u8]) -> Result<(), WriteError> {
         if bytes.len() > MAX_BYTES {
             return Err(WriteError::TooLarge { bytes: bytes.len() });
         }
-        let new = self.directory.join(TEMPORARY_NAME);
+        let new = self.directory.join(format!("{}.new", self.name));
         create_private(&new)
             .and_then(|mut file| file.write_all(bytes))
             .map_err(|source| WriteError::Write {
@@ -99,6 +105,14 @@ impl StateFile {
             source,
         })
     }
+}
+
+/// The first of the directories that systemd names there.
+fn first_directory(variable: &str) -> Option<PathBuf> {
+    let directories = env::var_os(variable)?;
+    env::split_paths(&directories)
+        .next()
+        .filter(|directory| directory.is_absolute())
 }
 
 fn create_private(path: &Path) -> io::Result<File> {
@@ -119,6 +133,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    const TEMPORARY_NAME: &str = "state.new";
 
     fn state_file() -> (tempfile::TempDir, StateFile) {
         let dir = tempfile::tempdir().unwrap();

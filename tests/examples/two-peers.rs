@@ -254,6 +254,7 @@ impl Machine {
             sockets,
             notifier: Notifier::default(),
             state_file: None,
+            sharing_files: None,
         };
         let stop = CancellationToken::new();
         // Kept by the daemon as long as it may be told to reload: nobody does.

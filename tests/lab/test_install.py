@@ -201,7 +201,8 @@ class Ways:
         self.assertEqual(self.pids(), set())
         for unit in UNITS:
             self.assertEqual(self.target.peerix.show("LoadState", unit), "not-found", unit)
-        self.target.run("! test -e /run/peerix && ! test -L /run/peerix && ! test -e /run/private/peerix")
+        self.target.run("! test -e /run/peerix && ! test -L /run/peerix && ! test -e /run/private/peerix"
+                        " && ! test -L /var/cache/peerix && ! test -e /var/cache/private/peerix")
         if self.keeps_settings:
             self.target.run(["rm", "-r", "/etc/peerix"])
         self.assert_same_files(before)

@@ -139,6 +139,11 @@ pub(crate) const AFTER_COMMANDS: [Section; 8] = [
                 "Where the state is kept that outlives an idle exit. Without it none is kept.",
             ),
             Item(
+                "`CACHE_DIRECTORY`",
+                "Where is kept what was decided about sharing, so that it need not be decided again \
+                 after an idle exit. Without it nothing is kept.",
+            ),
+            Item(
                 "`JOURNAL_STREAM`",
                 "If standard error is the journal, entries go there with the fields below; else they \
                  go to standard error, one line each, with the time in UTC.",
@@ -187,6 +192,11 @@ pub(crate) const AFTER_COMMANDS: [Section; 8] = [
                 "{/run/peerix/state}",
                 "Which neighbours are known and which are banned, over an idle exit. It is gone after \
                  a reboot.",
+            ),
+            Item(
+                "{/var/cache/peerix}",
+                "What was decided about sharing, by digests of rows of the database. It may be removed \
+                 while the daemon does not run.",
             ),
             Item(
                 "{binary-cache-v*.sqlite} in {/root/.cache/nix} or {~/.cache/nix}",

@@ -104,7 +104,7 @@ impl Host {
         {
             ""
         } else {
-            "discovery.timeout = \"400ms\"\n"
+            "discovery.timeout = \"200ms\"\n"
         };
         let keys = if self.settings.contains("share.keys") {
             String::new()

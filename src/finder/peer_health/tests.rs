@@ -125,12 +125,33 @@ fn nars_are_probed_once_a_second_and_less_often_when_they_fail_all_the_same() {
     assert!(health.may_probe_nar(at(2), peer(1)));
     assert!(!health.may_probe_nar(at(3) - ms(1), peer(1)));
     assert!(health.may_probe_nar(at(3), peer(1)));
-    fail(3);
-    assert!(!health.may_probe_nar(at(4), peer(1)));
-    assert!(health.may_probe_nar(at(5), peer(1)));
-    (10..30).for_each(fail);
-    assert!(!health.may_probe_nar(at(64), peer(1)));
-    assert!(health.may_probe_nar(at(65), peer(1)), "once a minute");
+    (3..10).for_each(fail);
+    assert!(health.may_probe_nar(at(10), peer(1)), "no probe was wrong");
+    health.record_success(peer(1), Success::NarProbe);
+    (10..13).for_each(fail);
+    assert!(!health.may_probe_nar(at(12) - ms(1), peer(1)));
+    assert!(health.may_probe_nar(at(12), peer(1)));
+    for seconds in 20..40 {
+        health.record_success(peer(1), Success::NarProbe);
+        fail(seconds);
+    }
+    assert!(!health.may_probe_nar(at(71), peer(1)));
+    assert!(health.may_probe_nar(at(72), peer(1)), "once a minute");
+    health.record_success(peer(1), Success::Nar);
+    assert!(!health.nars_fail(peer(1)));
+}
+
+#[test]
+fn a_narinfo_without_end_makes_a_peer_late_until_one_has_its_end() {
+    let (health, now) = (PeerHealth::default(), Instant::now());
+    health.record_failure(now, peer(1), Failure::NarinfoStalled);
+    assert!(health.is_late(peer(1)) && !health.is_unreachable(peer(1)));
+    health.record_success(peer(1), Success::Transport);
+    assert!(health.is_late(peer(1)), "headers prove nothing");
+    health.record_success(peer(1), Success::Narinfo);
+    assert!(!health.is_late(peer(1)));
+    health.record_failure(now, peer(1), SILENT);
+    assert!(health.is_late(peer(1)));
 }
 
 #[test]

@@ -184,8 +184,8 @@ fn cache(announcement: &Announcement, around: &Surroundings) -> Option<PlainCach
     })
 }
 
-/// The address to use of those that are announced: one of this network, of somebody else,
-/// allowed; IPv4 if there is one. A machine is asked once, however many it has.
+/// The announced address to use: of this network, not ours, allowed; IPv4 if there is one. A
+/// machine is asked once, however many addresses it has.
 fn address(announcement: &Announcement, around: &Surroundings) -> Option<PeerAddr> {
     let of_all = &announcement.addresses;
     // An announcement that names one of our addresses is ours, or a lie.

@@ -1,4 +1,4 @@
-//! Asks the system and DNS. What takes too long has failed; nobody waits for it.
+//! Asks the system and DNS. A request that takes too long has failed; no lookup of a path waits for it.
 
 use std::{
     io,
@@ -111,7 +111,7 @@ impl Lookups {
         };
         let text = name.as_str().to_owned();
         let looking = tokio::task::spawn_blocking(move || {
-            // Held until the system answers, however long nobody has been waiting for it.
+            // Held until the system answers, also when the result is not wanted any more.
             let _permit = permit;
             let found = (text.as_str(), port).to_socket_addrs()?;
             Ok(found.take(MOST_ADDRESSES).collect::<Vec<_>>())

@@ -1,8 +1,8 @@
 //! Peers and plain caches that are known by name: host names of the settings, SRV records of
 //! a domain, and what is announced by DNS-SD.
 //!
-//! Never delays a lookup: who is found is handed to discovery when it is found, and the old
-//! addresses hold until then, also when DNS fails.
+//! Never delays a lookup: a peer is handed to discovery when its address is found. The old
+//! addresses stay in use until then, also when DNS fails.
 
 mod answers;
 mod lookup;
@@ -51,8 +51,8 @@ const FRESH: Duration = Duration::from_secs(60);
 /// And so long ago, if it failed.
 const FRESH_FAILURE: Duration = Duration::from_secs(10);
 
-/// For so long after the first question, whom the process before this one knew by name is
-/// asked as well: before there is any answer of DNS or mDNS.
+/// For this long after the first lookup, peers that the process before this one knew by name are
+/// asked as well: there may be no answer of DNS or mDNS yet.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// DNS-SD rests that long when it has failed.
@@ -305,10 +305,10 @@ impl Names {
             return;
         };
         if let Err(error) = outcome {
-            // The port belongs to somebody who does not share it, which may be as it should.
+            // Another program has the port for itself, which may be intended.
             match error {
                 DnsSdError::Port(_) if self.dns_sd_rests_until.is_none() => {
-                    info!("nobody is found by DNS-SD: {error}");
+                    info!("no peer is found by DNS-SD: {error}");
                 }
                 DnsSdError::Port(_) => {}
                 _ => warn!(
@@ -324,7 +324,7 @@ impl Names {
     }
 
     /// Once the first lookups are over, which it would slow down. A daemon that others woke
-    /// stays quiet: a question to a thousand sleepers must not end in a thousand announcements.
+    /// announces nothing: one ask to a thousand sleepers must not cause a thousand announcements.
     fn may_start_dns_sd(&self, now: Instant) -> bool {
         let never_sleeps = self.config.idle.timeout(self.setup.is_activated).is_none();
         let began = self.first_asked.or(never_sleeps.then_some(self.started));
@@ -343,7 +343,7 @@ impl Names {
         Ok(())
     }
 
-    /// Hands on who is there, if that has changed.
+    /// Passes the peers and caches on, if they have changed.
     fn publish(&mut self) {
         let mut peers = self.answers.peers(&self.wanted);
         keep_first(&mut peers, |peer| *peer);

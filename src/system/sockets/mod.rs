@@ -170,7 +170,7 @@ fn take_all(mut fds: ListenFd, count: usize, names: &str) -> Result<Sockets, Soc
     }
     if sockets.udp.is_empty() {
         log::warn!(
-            "none of the sockets from systemd is for UDP: no neighbour can be asked, and none is answered"
+            "none of the sockets from systemd is for UDP: no peer can be asked, and none is answered"
         );
     }
     Ok(sockets)

@@ -16,6 +16,7 @@ GATEWAY = f"http://127.0.0.1:{PORT}/"
 CONFIG = "/etc/peerix/peerix.toml"
 KEY = "/etc/credstore/peerix.signing-key"
 STATE = "/run/peerix"
+CACHE = "/var/cache/peerix"
 
 # systemd's catalogue: "a unit is being started".
 MESSAGE_STARTING = "7d4958e842da4a758f6c1cdc7b36dcc5"
@@ -98,7 +99,7 @@ class Peerix:
         run("systemctl reset-failed peerix.socket peerix.service", check=False)
         self.configure(toml)
         self.host.path(KEY).unlink(missing_ok=True)
-        for state in (STATE, "/run/private/peerix"):
+        for state in (STATE, "/run/private/peerix", CACHE, "/var/cache/private/peerix"):
             run(["rm", "-rf", state])
         run("systemctl start peerix.socket")
 
