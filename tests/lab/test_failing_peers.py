@@ -81,6 +81,8 @@ class Transport(Failing):
 
     def setUp(self):
         super().setUp()
+        for host in self.lab.hosts:
+            http.get(host, "/healthz")
         self.link.set()
         self.addCleanup(self.link.cut, False)
         self.addCleanup(self.link.carrier, True)
