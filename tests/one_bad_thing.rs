@@ -32,6 +32,9 @@ const CONNECTIONS: usize = 25;
 
 type Served = std::io::Result<Then>;
 
+/// How a peer answers for one path.
+type BadAnswer = fn(&Item, &mut TcpStream) -> Served;
+
 fn items(name: &str, count: usize) -> Vec<Item> {
     (0..count)
         .map(|number| Item::signed(&format!("{name}-{number}"), 300))
@@ -81,7 +84,7 @@ fn chain(daemon: &Daemon, items: &[Item]) -> usize {
 }
 
 /// A peer that says it has everything, and answers for one path as `bad` does.
-fn good_but_for(items: &[Item], one: &Item, bad: fn(&Item, &mut TcpStream) -> Served) -> Peer {
+fn good_but_for(items: &[Item], one: &Item, bad: BadAnswer) -> Peer {
     let (items, one) = (items.to_vec(), one.clone());
     Peer::holding_all(move |asked, stream| {
         if asked.path == format!("/local/{}.narinfo", one.hash()) {
@@ -94,7 +97,7 @@ fn good_but_for(items: &[Item], one: &Item, bad: fn(&Item, &mut TcpStream) -> Se
 
 #[test]
 fn one_path_that_is_refused_costs_that_path_alone() {
-    let kinds: [(&str, fn(&Item, &mut TcpStream) -> Served); 6] = [
+    let kinds: [(&str, BadAnswer); 6] = [
         ("an untrusted signature", |item, stream| {
             let mut unsigned = item.clone();
             unsigned.info.signatures.clear();
