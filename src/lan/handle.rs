@@ -306,7 +306,8 @@ impl Shared {
         requests: &mpsc::Sender<PeerRequest>,
     ) {
         let from = protocol::canonical(received.from);
-        if received.is_broadcast {
+        let (to, local) = (received.to, received.local);
+        if to != local {
             // Whether it is from its link is asked of the networks, which nothing has listed yet
             // on a host that only answers.
             state.refresh(false);
@@ -317,9 +318,9 @@ impl Shared {
             path: ReturnPath {
                 socket,
                 interface: received.interface,
-                local: received.local,
+                local: local.or(to.filter(|&to| is_ours(to))),
             },
-            is_broadcast: received.is_broadcast,
+            is_broadcast: to.is_some_and(|to| local != Some(to) && !is_ours(to)),
             is_own: self
                 .sockets
                 .iter()

@@ -10,7 +10,7 @@ ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
 OLD = Path(__file__).with_name("old_peerix.py")
 
 # What the first lookups of a burst wait for sleeping neighbours, and lookups for an old peer.
-WAKE_SECONDS, OLD_SECONDS = 0.5, 0.05
+WAKE_SECONDS, OLD_SECONDS = 0.35, 0.05
 
 
 def nobody_has(count):
@@ -50,6 +50,12 @@ class Discovery(LabCase):
         self.assertEqual({status for status, _ in answers}, {404})
         return [seconds for _, seconds in answers]
 
+    def quietest(self, measure, rounds=None):
+        """Of three measurements the one that was disturbed least: the client and all hosts share two cores."""
+        rounds = [] if rounds is None else rounds
+        rounds += [summed_up(measure()) for _ in range(3)]
+        return min(rounds, key=lambda one: one[1])
+
     def run_old(self):
         """Start the old peer for the rest of the test."""
         self.old.write("/root/old_peerix.py", OLD.read_bytes())
@@ -66,12 +72,12 @@ class Discovery(LabCase):
             host.run("systemctl stop peerix.socket peerix.service")
             self.addCleanup(host.run, "systemctl start peerix.socket")
 
-    def test_a_thousand_misses_beside_three_neighbours(self):
-        """After the first hundred: half of them within a millisecond, all but ten within five."""
+    def test_a_thousand_misses_of_three_hosts(self):
+        """After the first hundred: half of them within half a millisecond, all but ten within two."""
         self.misses(100)
-        median, late, _, self.note = summed_up(self.misses(1000))
-        self.assertLessEqual(median, 1.0, self.note)
-        self.assertLessEqual(late, 5.0, self.note)
+        median, late, _, self.note = self.quietest(lambda: self.misses(1000))
+        self.assertLessEqual(median, 0.5, self.note)
+        self.assertLessEqual(late, 2.0, self.note)
 
     def test_a_thousand_misses_alone(self):
         """Nobody is there: past the wake-up no miss waits for anybody."""
@@ -79,24 +85,23 @@ class Discovery(LabCase):
         with http.Connection(self.asker) as connection:
             _, first = connection.ask(f"/{nobody_has(1)[0]}.narinfo")
         self.assertLess(first, WAKE_SECONDS + 0.5)
-        # The client and all hosts share two cores: of three thousands the quietest one counts.
-        rounds = [summed_up(self.misses(1000)) for _ in range(3)]
-        median, late, worst, self.note = min(rounds, key=lambda one: one[1])
+        rounds = []
+        _, late, worst, self.note = self.quietest(lambda: self.misses(1000), rounds)
         self.assertLessEqual(late, 1.0, self.note)
         self.assertLess(worst, 10.0, self.note)
         # A miss may meet a machine that is busy with something else; a wait for somebody it is not.
         self.assertLess(max(worst for _, _, worst, _ in rounds), OLD_SECONDS * 1000, self.note)
 
     def test_a_hit_takes_one_question_to_a_neighbour(self):
-        """What a neighbour has is asked for at once, over a connection that is open: no timer is in the way."""
+        """A thousand hits: half of them within a millisecond."""
+        paths = (self.closure.paths * 5)[:1000]
         with http.Connection(self.asker) as connection:
             def hits():
-                answers = [connection.ask(f"/{path.hash}.narinfo") for path in self.closure.paths]
+                answers = [connection.ask(f"/{path.hash}.narinfo") for path in paths]
                 self.assertEqual({status for status, _ in answers}, {200})
-                return summed_up([seconds for _, seconds in answers])
-            hits()
-            median, _, _, self.note = min(hits() for _ in range(3))
-        self.assertLessEqual(median, 1.5, self.note)
+                return [seconds for _, seconds in answers]
+            median, _, _, self.note = self.quietest(hits)
+        self.assertLessEqual(median, 1.0, self.note)
 
     def test_all_of_an_old_peer_is_found_and_its_time_is_paid(self):
         """Beside new peers that have less: each path that only the old one has, and the window for what nobody has."""
@@ -111,6 +116,13 @@ class Discovery(LabCase):
         median, late, _, self.note = summed_up(self.misses(40))
         self.assertGreaterEqual(median, OLD_SECONDS * 1000, self.note)
         self.assertLess(late, OLD_SECONDS * 1000 + 25, self.note)
+        # Of what a new peer has, its time is not paid.
+        with http.Connection(self.asker) as connection:
+            hits = [connection.ask(f"/{path.hash}.narinfo") for path in self.closure.half[:60]]
+        self.assertEqual({status for status, _ in hits}, {200})
+        median, _, _, note = summed_up([seconds for _, seconds in hits])
+        self.assertLess(median, OLD_SECONDS * 1000 / 2, note)
+        self.note = f"a miss {self.note}; a hit of a new peer {note}"
 
     def test_the_first_lookup_finds_what_a_sleeping_neighbour_has(self):
         """A hundred times: both asleep, one question, found."""
@@ -134,5 +146,6 @@ class Discovery(LabCase):
             self.misses(500)
         asked = [datagram for datagram in seen if datagram.host is self.asker]
         self.note = f"{len(seen)} datagrams for 500 misses, {len(asked)} of them questions"
-        self.assertLessEqual(len(seen), 500, self.note)
+        # To each neighbour an ask, from each an answer, and an old peer's request to all.
+        self.assertLessEqual(len(seen), 500 * 5 + 100, self.note)
         self.assertEqual([host.peerix.starts() for host in (self.holder, self.half)], before)

@@ -36,7 +36,7 @@ def status(host):
 
 def statics(host):
     """The addresses that are asked directly."""
-    return {peer["address"] for peer in status(host)["peers"] if peer["static"]}
+    return {peer["address"] for peer in status(host)["peers"] if peer["configured"]}
 
 
 @contextlib.contextmanager
@@ -258,6 +258,29 @@ class Announced(LabCase):
         self.assertNotIn("conflict", said.lower())
         self.asker.peerix.put_to_sleep()
         wait_until(lambda: not seen(), 20, "the goodbye is heard")
+
+    def test_a_peer_on_the_link_of_an_interface_that_goes_and_comes_again(self):
+        """Its address has the interface's name after the `%`; the new interface of that name has another index."""
+        def link_local():
+            address, = [one for one in self.holder.shows("-6 address show dev lan0 scope link")[0]["addr_info"]]
+            return address["local"]
+
+        def index():
+            return self.asker.shows("link show lan0")[0]["ifindex"]
+        self.asker.peerix.reset(f'[discovery]\nbroadcast = false\npeers = ["[{link_local()}%lan0]:12304"]\n')
+        path, other = self.closure.chain[5:7]
+        wait_until(lambda: statics(self.asker) == {f"[{link_local()}%{index()}]:12304"}, 5, "the peer is known")
+        wait_until(lambda: self.status_of(self.asker, f"/{path.hash}.narinfo") == 200, 5, "the path is found")
+        before = index()
+        self.lab.unplug(self.asker)
+        wait_until(lambda: not statics(self.asker), 5, "nobody is asked")
+        self.assertEqual(self.miss(), 404)
+        self.lab.plug(self.asker)
+        self.assertNotEqual(index(), before)
+        wait_until(lambda: self.status_of(self.asker, f"/{other.hash}.narinfo") == 200, 10, "another path is found", every=0.2)
+        self.assertEqual(statics(self.asker), {f"[{link_local()}%{index()}]:12304"})
+        self.assertIn("there is no interface lan0 at present", self.asker.peerix.said())
+        self.assertNotIn("lan0", self.asker.peerix.said(priority="warning"))
 
     def test_a_sleeping_host_is_found_where_broadcast_is_filtered(self):
         """Its Avahi announces it from the shipped file; the first question wakes it."""

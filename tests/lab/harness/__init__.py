@@ -9,6 +9,7 @@ network, and all of it dies with the process that made it (see `sandbox`).
 | `sandbox` | the namespaces and the control group in which a run lives and dies |
 | `base` | the Debian base, made once with mmdebstrap outside the checkout |
 | `closure` | the closure that the tests pull, built once by real Nix on a lab host |
+| `paths` | many small paths, built while a test runs |
 | `host` | one host: boot, commands, sockets in its network, stop |
 | `peerix` | the daemon on a host: install, configure, watch |
 | `nixos` | what the NixOS module makes of a configuration, and a host that has it |

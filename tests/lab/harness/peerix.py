@@ -66,6 +66,7 @@ class Peerix:
     def put_files(self):
         """The binary and the shipped units, unchanged, where a package would put them."""
         self.put_binary(self.host.build.binary)
+        self.configure(None)
         units = self.host.path("/usr/lib/systemd/system")
         for unit in UNITS:
             shutil.copyfile(CHECKOUT / "systemd" / unit, units / unit)

@@ -1,0 +1,107 @@
+"""Promise 4 on links as they are: a neighbour far away, a link that loses packets, a cable that was out."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from harness.case import LabCase, empty, http, wait_until
+from harness.paths import Maker
+
+COUNT = 200
+
+# Lookups at a time, as many as Nix has connections.
+AT_ONCE = 25
+
+OUT_SECONDS = 5
+
+
+class FarLinks(LabCase):
+    """`holder` has the paths; `asker` is at the end of a link of the lab. Settings as they come."""
+
+    @classmethod
+    def specs(cls):
+        return [empty("holder"), empty("asker")]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.holder, cls.asker = cls.lab.hosts
+        cls.paths = Maker(cls.holder, cls.closure).make("far", COUNT)
+        link = cls.lab.link(cls.asker)
+        cls.link = link.__enter__()
+        cls.addClassCleanup(link.__exit__, None, None, None)
+
+    def setUp(self):
+        super().setUp()
+        self.link.set()
+        self.addCleanup(self.link.cut, False)
+        self.addCleanup(self.link.carrier, True)
+
+    def find(self, paths):
+        """How many are found, 25 at a time, each asked for once; and the seconds that it took."""
+        parts = [paths[place::AT_ONCE] for place in range(AT_ONCE)]
+
+        def ask(part):
+            with http.Connection(self.asker) as connection:
+                return sum(connection.ask(f"/{path.hash}.narinfo")[0] == 200 for path in part)
+        began = time.monotonic()
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return sum(threads.map(ask, parts)), time.monotonic() - began
+
+    def check(self, round_trip_ms, loss, least, configured):
+        """From new processes, which have heard of nobody: what is found of all."""
+        if configured:
+            self.asker.peerix.reset(f'[discovery]\nbroadcast = false\npeers = ["{self.holder.address}"]\n')
+        # A start takes as long as this machine is busy, which is no matter of the link.
+        for host in self.lab.hosts:
+            http.get(host, "/healthz")
+        self.link.set(delay_ms=round_trip_ms / 2, loss=loss, seed=round_trip_ms)
+        found, took = self.find(self.paths)
+        self.note = f"{found} of {COUNT} in {took:.1f} s"
+        self.assertGreaterEqual(found, least, self.note)
+
+    def await_carrier(self):
+        """The system has seen that the carrier is there."""
+        wait_until(lambda: self.asker.shows("link show lan0")[0]["operstate"] == "UP", 2, "the carrier is back", every=0.005)
+
+    def out_and_in(self):
+        """Before, all is found; then the cable is out, while misses go on; then in: from the first question on."""
+        paths = self.paths[:100]
+        self.assertEqual(self.find(paths)[0], 100)
+        self.link.carrier(False)
+        end = time.monotonic() + OUT_SECONDS
+        while time.monotonic() < end:
+            self.assertIn(self.status_of(self.asker, f"/{self.paths[150].hash}.narinfo"), (200, 404))
+            time.sleep(0.2)
+        self.link.carrier(True)
+        self.await_carrier()
+        statuses = [self.status_of(self.asker, f"/{path.hash}.narinfo") for path in paths]
+        self.note = f"{statuses.count(200)} of 100"
+        missed = [place for place, status in enumerate(statuses) if status != 200]
+        self.assertEqual(missed, [], self.note)
+
+    def test_the_only_cable_out_for_five_seconds_and_in_again(self):
+        """Found by broadcast before and after."""
+        self.out_and_in()
+
+    def test_the_only_cable_out_for_five_seconds_and_in_again_with_a_configured_peer(self):
+        """The same where nothing is broadcast."""
+        self.asker.peerix.reset(f'[discovery]\nbroadcast = false\npeers = ["{self.holder.address}"]\n')
+        self.out_and_in()
+
+
+def _add_tests():
+    """One for each round trip, with and without loss, for a neighbour and for a configured peer."""
+    cases = [(round_trip, 0.0, COUNT) for round_trip in (1, 20, 60, 150)]
+    cases += [(round_trip, 0.05, COUNT - 1) for round_trip in (1, 20, 60)]
+    for round_trip, loss, least in cases:
+        for configured in (False, True):
+            def test(self, arguments=(round_trip, loss, least, configured)):
+                self.check(*arguments)
+            who = "a_configured_peer" if configured else "a_neighbour"
+            how = "with_loss_of_5_percent" if loss else "without_loss"
+            test.__name__ = f"test_{who}_{round_trip:03}_ms_away_{how}"
+            test.__doc__ = f"At least {least} of {COUNT}."
+            setattr(FarLinks, test.__name__, test)
+
+
+_add_tests()
