@@ -983,6 +983,8 @@ fn bind(text: &str) -> StdSocket {
         socket.set_only_v6(false).expect("dual-stack");
     }
     socket.set_nonblocking(true).expect("non-blocking");
+    // As the socket unit does: a host hears its own broadcasts on each of its networks.
+    socket.set_recv_buffer_size(4 << 20).expect("an option");
     socket.bind(&address.into()).expect("its address");
     socket.into()
 }

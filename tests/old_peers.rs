@@ -230,14 +230,16 @@ fn a_miss_beside_an_old_peer_costs_its_timeout_and_no_more() {
     let miss =
         |at: usize| timed(|| assert_eq!(daemon.get(&format!("/{at:032}.narinfo")).status, 404)).1;
     miss(0);
-    let slowest = (1..10).map(miss).max().expect("some");
+    let mut misses: Vec<_> = (1..10).map(miss).collect();
+    misses.sort();
     assert!(
-        slowest >= Duration::from_millis(40),
-        "it was given no time to answer: {slowest:?}"
+        misses[0] >= Duration::from_millis(40),
+        "it was given no time to answer: {misses:?}"
     );
+    // Half of them: a busy machine makes some slower.
     assert!(
-        slowest < ITS_TIMEOUT + Duration::from_millis(100),
-        "{slowest:?}"
+        misses[4] < ITS_TIMEOUT + Duration::from_millis(50),
+        "{misses:?}"
     );
 }
 

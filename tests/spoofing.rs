@@ -289,6 +289,13 @@ impl Drop for End<'_> {
     }
 }
 
+/// Forged datagrams a second; without optimisation a daemon cannot look up so many paths.
+const FORGED_PER_SECOND: u32 = if cfg!(debug_assertions) {
+    1_000
+} else {
+    10_000
+};
+
 /// Items, a daemon that has them, and one that asks it; both know each other.
 struct Pair {
     items: Vec<Item>,
@@ -330,7 +337,7 @@ impl Pair {
         }
     }
 
-    /// All that the asker wants is found beside `flood`, which is called 10,000 times a second.
+    /// All that the asker wants is found beside `flood`, which is called [`FORGED_PER_SECOND`] times a second.
     fn assert_found_beside(&self, flood: impl Fn(u32) + Sync) {
         let stop = AtomicBool::new(false);
         let received = || {
@@ -342,7 +349,9 @@ impl Pair {
             scope.spawn(|| {
                 let (began, mut turn) = (Instant::now(), 0);
                 while !stop.load(SeqCst) {
-                    while f64::from(turn) < began.elapsed().as_secs_f64() * 10_000.0 {
+                    while f64::from(turn)
+                        < began.elapsed().as_secs_f64() * f64::from(FORGED_PER_SECOND)
+                    {
                         flood(turn);
                         turn += 1;
                     }
@@ -374,7 +383,7 @@ impl Pair {
 }
 
 #[test]
-fn ten_thousand_forged_asks_a_second_in_its_name_cost_an_asker_no_answer() {
+fn a_flood_of_forged_asks_in_its_name_costs_an_asker_no_answer() {
     let pair = Pair::new();
     let (at, name) = (pair.holder.address(), pair.asker.address().ip());
     let socket = UdpSocket::bind((name, 0)).expect("the asker's address");
@@ -386,7 +395,7 @@ fn ten_thousand_forged_asks_a_second_in_its_name_cost_an_asker_no_answer() {
 }
 
 #[test]
-fn ten_thousand_full_asks_a_second_in_other_names_cost_an_asker_no_answer() {
+fn a_flood_of_full_asks_in_other_names_costs_an_asker_no_answer() {
     let pair = Pair::new();
     let at = pair.holder.address();
     let sockets: Vec<_> = (0..64)
