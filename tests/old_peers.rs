@@ -205,7 +205,7 @@ fn every_path_of_a_slow_old_peer_is_found() {
     let old = old_holder(&items.iter().collect::<Vec<_>>(), Duration::from_millis(15));
     let host = Host::new()
         .with(&Peer::setting(&[&old]))
-        .with("discovery.timeout = \"400ms\"");
+        .with("discovery.timeout = \"300ms\"");
     let daemon = host.start();
     for item in &items {
         assert_eq!(

@@ -636,16 +636,16 @@ fn work_holds_off_the_idle_exit_and_looking_on_does_not() {
         .with("idle.timeout = \"700ms\"");
     let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
     socket
-        .set_read_timeout(Some(support::PATIENCE))
+        .set_read_timeout(Some(Duration::from_millis(50)))
         .expect("timeout");
     let request = [&[0, 0, 0, 0, 1], item.hash().as_bytes()].concat();
 
     let (_manager, sockets, mut busy) = managed(&host);
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(2_500) {
+        // One that the store cannot decide in time is not answered.
         socket.send_to(&request, sockets.address()).expect("send");
-        socket.recv_from(&mut [0; 100]).expect("answer");
-        std::thread::sleep(Duration::from_millis(50));
+        socket.recv_from(&mut [0; 100]).ok();
     }
     assert!(busy.is_running(), "ended while it had lookups to answer");
     drop(busy);
@@ -954,8 +954,8 @@ fn who_it_is_and_whom_it_knows_outlive_the_process() {
     // Any defect discards all of it, and nothing else happens.
     let huge = vec![b' '; 9 << 20];
     let later = String::from_utf8(saved.clone()).expect("text").replacen(
-        "\"version\":2",
         "\"version\":3",
+        "\"version\":4",
         1,
     );
     let future = a_thousand_years_later(&String::from_utf8(saved.clone()).expect("text"));
@@ -966,7 +966,7 @@ fn who_it_is_and_whom_it_knows_outlive_the_process() {
         ("of another version", later.as_bytes()),
         ("from the future", future.as_bytes()),
         ("too large", &huge),
-        ("of another shape", b"{\"version\":2}"),
+        ("of another shape", b"{\"version\":3}"),
     ] {
         fs::remove_file(&state).ok();
         fs::write(&state, content).expect("state");

@@ -509,3 +509,46 @@ fn a_request_with_a_tail_or_a_malformed_hash_gets_what_it_deserves() {
         peer::present(&[1, 1, 1, 1], daemon.address().port(), &hash)
     );
 }
+
+#[test]
+fn what_a_locked_database_cannot_decide_is_undecided_and_found_by_the_repeat() {
+    let item = Item::signed("held", 500);
+    let host = Host::new().holding(&[&item]);
+    let writer = rusqlite::Connection::open(host.database()).expect("database");
+    // Only so a writer locks readers out.
+    writer
+        .pragma_update(None, "journal_mode", "delete")
+        .expect("journal");
+    let holder = host.start();
+    assert!(is_shared_over_udp(&holder, &item));
+
+    writer.execute_batch("begin exclusive").expect("lock");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("UDP");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let ask = peer::ask(1, 1, 80, &[&item.hash()]);
+    socket.send_to(&ask, holder.address()).expect("send");
+    let mut buffer = [0; 200];
+    let (length, _) = socket.recv_from(&mut buffer).expect("an answer");
+    let answer = Datagram::parse(&buffer[..length]).expect("a datagram");
+    assert!(
+        matches!(&answer, Datagram::Answer(it) if it.states == [PathState::Undecided]),
+        "{answer:?}"
+    );
+    writer.execute_batch("commit").expect("unlock");
+    assert!(is_shared_over_udp(&holder, &item));
+
+    let asks = format!("discovery.peers = [{:?}]", holder.address().to_string());
+    let asking = Host::new().with(&asks);
+    let asker = asking.start();
+    let received = || holder.status()["discovery"]["datagrams-received"].as_u64();
+    writer.execute_batch("begin exclusive").expect("lock");
+    let before = received();
+    std::thread::scope(|scope| {
+        let found = scope.spawn(|| asker.get(&format!("/{}.narinfo", item.hash())).status);
+        eventually("the holder is asked", || {
+            (received() > before).then_some(())
+        });
+        writer.execute_batch("commit").expect("unlock");
+        assert_eq!(found.join().expect("an answer"), 200);
+    });
+}

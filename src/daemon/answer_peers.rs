@@ -1,9 +1,12 @@
 //! Answers the asks of peers from the local store.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time};
 
 use super::beat::{self, Beat};
 use crate::{
@@ -14,6 +17,12 @@ use crate::{
 
 /// Asks that are with the store at the same time.
 const AT_ONCE: usize = 64;
+
+/// An old peer asks once, and listens for 50 ms: so long the store may take to decide.
+const OLD_PEERS_WAIT: Duration = Duration::from_millis(45);
+
+/// Pause before the store is asked again for an old peer.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Answers until there are no more asks.
 pub(super) async fn answer(
@@ -35,7 +44,7 @@ pub(super) async fn answer(
         }
     });
     let beating = async {
-        let mut every = tokio::time::interval(beat::EVERY);
+        let mut every = time::interval(beat::EVERY);
         loop {
             every.tick().await;
             beat.beat();
@@ -55,6 +64,14 @@ async fn states(app: &App, request: &PeerRequest) -> Vec<PathState> {
         return vec![PathState::Absent; hashes.len()];
     };
     let holdings = finder.holdings();
-    let store = &holdings.store;
-    store.which_shared(hashes, &holdings.share).await
+    let (store, began) = (&holdings.store, Instant::now());
+    loop {
+        let asked = store.which_shared(hashes.clone(), &holdings.share);
+        let states = asked.await;
+        let is_decided = request.is_repeated() || !states.contains(&PathState::Undecided);
+        if is_decided || began.elapsed() >= OLD_PEERS_WAIT {
+            return states;
+        }
+        time::sleep(PAUSE).await;
+    }
 }

@@ -125,6 +125,7 @@ impl Finder {
             let has_next = !candidates.is_empty() && requests.has_room();
             let asks_next = has_next && (is_over || next_at.is_none_or(|at| at <= now));
             if is_over && !has_next {
+                debug!(hash:% = hash; "{:?} have not answered in time", requests.peers);
                 break;
             }
             let wake = if asks_next {
@@ -161,6 +162,7 @@ impl Finder {
                         let allowed = self.allowed_wait(peer);
                         if allowed.at_least.is_zero() && wait.is_used_up(&self.0.lan) {
                             // Connection attempts are under way all the same.
+                            debug!(hash:% = hash, peer:% = peer.ip(); "{peer} did not answer lately and is not waited for");
                             continue;
                         }
                         if !requests.is_empty() {
@@ -394,6 +396,7 @@ impl Finder {
         let last_answer = self.0.lan.last_answer(peer);
         let failure = Failure::Transport { last_answer };
         let health = &self.memory().health;
+        debug!(peer:% = peer.ip(); "{peer} does not answer over HTTP");
         health.record_failure(Instant::now(), peer, failure);
         self.reconnect(peer);
     }

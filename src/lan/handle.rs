@@ -75,10 +75,9 @@ impl LanHandle {
     /// NARs that are being sent to peers.
     pub fn answer(&self, request: &PeerRequest, states: &[PathState], streams: usize) {
         let io = &self.shared.io;
-        let present = states.iter().filter(|&&it| it == PathState::Present);
-        let present = present.count();
-        io.answered_present.add(present);
-        io.answered_absent.add(states.len() - present);
+        let count = |state| states.iter().filter(|&&it| it == state).count();
+        io.answered_present.add(count(PathState::Present));
+        io.answered_absent.add(count(PathState::Absent));
         let state = &mut *self.shared.lock();
         let now = Instant::now();
         state
@@ -239,8 +238,9 @@ pub(super) struct State {
     suspension: Suspension,
     lookups: HashMap<LookupId, mpsc::Sender<Event>>,
     actions: Vec<Action>,
-    /// Why the last broadcast on an interface was not sent, by the interface's name.
-    unsent: BTreeMap<String, String>,
+    /// Why the last broadcast on an interface was not sent, by the interface's name and how it
+    /// was sent: often a firewall refuses one way alone.
+    unsent: BTreeMap<(String, &'static str), String>,
     is_closed: bool,
 }
 
@@ -306,15 +306,21 @@ impl Shared {
         requests: &mpsc::Sender<PeerRequest>,
     ) {
         let from = protocol::canonical(received.from);
+        if received.is_broadcast {
+            // Whether it is from its link is asked of the networks, which nothing has listed yet
+            // on a host that only answers.
+            state.refresh(false);
+        }
         let is_ours = |ip| state.networks.is_ours(ip);
+        let (to, local) = (received.to, received.local);
         let arrival = Arrival {
             from,
             path: ReturnPath {
                 socket,
                 interface: received.interface,
-                local: received.local,
+                local: local.or(to.filter(|&to| is_ours(to))),
             },
-            is_broadcast: received.is_broadcast,
+            is_broadcast: to.is_some_and(|to| local != Some(to) && !is_ours(to)),
             is_own: self
                 .sockets
                 .iter()
@@ -408,19 +414,20 @@ impl Shared {
         let sent = socket.broadcast(network, port, packet);
         let fault = self.count(&sent);
         let name = state.networks.name_of(network.interface());
+        let how = match network {
+            Network::Broadcast { .. } => "IPv4 broadcast",
+            Network::Link { .. } => "IPv6 multicast",
+        };
         match sent {
             Ok(()) => {
-                state.unsent.remove(&name);
+                state.unsent.remove(&(name, how));
             }
             Err(error) if fault != Some(Fault::Full) => {
-                let is_new = state
-                    .unsent
-                    .insert(name.clone(), error.to_string())
-                    .is_none();
-                if is_new {
+                let before = state.unsent.insert((name.clone(), how), error.to_string());
+                if before.is_none() {
                     log::warn!(
                         interface = name.as_str(), reason:% = error;
-                        "cannot ask for paths on {name}: {error}; a firewall or VPN of this machine may refuse broadcasts"
+                        "cannot ask for paths on {name} by {how}: {error}; a firewall or VPN of this machine may refuse it"
                     );
                 }
             }
@@ -455,7 +462,7 @@ impl State {
         let is_new = self.networks.refresh(Instant::now(), suspect, allow);
         if let Some(is_new) = is_new {
             let names = self.networks.names();
-            self.unsent.retain(|name, _| names.contains(name));
+            self.unsent.retain(|(name, _), _| names.contains(name));
             self.core.set_links(self.networks.links(), is_new);
         }
         is_new.is_some()
@@ -463,7 +470,8 @@ impl State {
 
     fn warnings(&self) -> Vec<String> {
         let unsent = self.unsent.iter();
-        let unsent = unsent.map(|(name, why)| format!("cannot ask for paths on {name}: {why}"));
+        let unsent = unsent
+            .map(|((name, how), why)| format!("cannot ask for paths on {name} by {how}: {why}"));
         let broadcast = self.config.discovery.broadcast;
         let no_network = self.networks.warning().filter(|_| broadcast);
         no_network.into_iter().chain(unsent).collect()

@@ -120,9 +120,9 @@ impl Networks {
         self.warning.clone()
     }
 
-    /// Whether `ip` is on a network of the interface with that index.
+    /// Whether `ip` is on a network of the interface with that index; of any, if it is 0: not known.
     pub(super) fn is_on_link(&self, ip: IpAddr, interface: u32) -> bool {
-        let here = |one: &&Interface| one.index == interface;
+        let here = |one: &&Interface| interface == 0 || one.index == interface;
         match ip {
             IpAddr::V6(v6) if v6.is_unicast_link_local() => true,
             _ => self

@@ -28,10 +28,11 @@ pub(super) struct Received {
     pub(super) from: SocketAddr,
     /// Index of the interface; 0 if the kernel does not say.
     pub(super) interface: u32,
-    /// Our address to answer from; none for a multicast.
+    /// The address that it was sent to, of ours or of a network; none if the kernel does not say.
+    pub(super) to: Option<IpAddr>,
+    /// Our address to answer from; none for a multicast, and for what came in before this socket
+    /// asked for it.
     pub(super) local: Option<IpAddr>,
-    /// It was sent to all of a network.
-    pub(super) is_broadcast: bool,
 }
 
 /// One socket, ours or inherited.
@@ -131,8 +132,8 @@ impl Socket {
             length: message.bytes,
             from,
             interface: 0,
+            to: None,
             local: None,
-            is_broadcast: false,
         };
         // A dual-stack socket tells of an IPv4 datagram in both ways; the IPv4 one says more.
         for part in message.cmsgs()? {
@@ -141,14 +142,14 @@ impl Socket {
                     let [to, local] = [info.ipi_addr, info.ipi_spec_dst]
                         .map(|it| Ipv4Addr::from_bits(u32::from_be(it.s_addr)));
                     received.interface = u32::try_from(info.ipi_ifindex).unwrap_or(0);
-                    received.local = Some(local.into());
-                    received.is_broadcast = to != local;
+                    received.to = Some(to.into());
+                    received.local = (!local.is_unspecified()).then_some(local.into());
                     break;
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     let to = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                     received.interface = info.ipi6_ifindex;
-                    received.is_broadcast = to.is_multicast();
+                    received.to = Some(to.to_canonical());
                     received.local = (!to.is_multicast()).then_some(to.to_canonical());
                 }
                 _ => {}

@@ -68,8 +68,10 @@ impl Burst {
             .last_change
             .is_none_or(|at| now.saturating_duration_since(at) >= CHANGE_PAUSE);
         let is_changed = self.is_network_new && is_change_due;
-        let begins = !self.is_on(now) || is_changed;
-        if is_changed {
+        let is_on = self.is_on(now);
+        let begins = !is_on || is_changed;
+        // A burst that begins anyway does not delay the next change.
+        if is_on && is_changed {
             self.last_change = Some(now);
         }
         self.last_activity = Some(now);
@@ -154,7 +156,10 @@ mod tests {
     fn a_burst_begins_after_a_quiet_minute_or_a_change_of_networks() {
         let (mut burst, start) = (Burst::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
+        burst.note_network_change();
         assert!(burst.note_activity(start, true));
+        burst.note_network_change();
+        assert!(burst.note_activity(after(1), true), "the first change");
         assert!(!burst.note_activity(after(59), true));
         assert!(!burst.note_activity(after(118), true));
         assert!(burst.note_activity(after(178), true));

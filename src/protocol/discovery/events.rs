@@ -120,6 +120,13 @@ pub struct PeerRequest {
     pub(super) form: RequestForm,
 }
 
+impl PeerRequest {
+    /// Whether it is repeated when we cannot say yet; an old peer asks once.
+    pub fn is_repeated(&self) -> bool {
+        self.form != RequestForm::Old
+    }
+}
+
 /// Which datagram a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestForm {

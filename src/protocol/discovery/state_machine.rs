@@ -436,8 +436,10 @@ impl Discovery {
         if self.is_crowded(now) {
             self.draw_sample(now, &twins);
             for (slot, peer) in self.peers.iter() {
-                let is_reached = self.is_broadcast_to(peer.interface) && !peer.is_configured;
-                if takes_asks(slot, peer) && (!is_reached || self.sample.contains(slot)) {
+                // Those that are not live may be forged, as many as the table holds.
+                let is_reached = self.is_broadcast_to(peer.interface) || !peer.is_live;
+                let is_chosen = peer.is_configured || !is_reached || self.sample.contains(slot);
+                if takes_asks(slot, peer) && is_chosen {
                     chosen.insert(slot);
                 }
             }
@@ -936,7 +938,9 @@ impl Discovery {
         for (_, peer) in self.peers.iter() {
             let may_be_old = peer.sender.is_none() && !peer.is_myself;
             let is_reached = self.is_broadcast_to(peer.interface) && !peer.is_configured;
-            if may_be_old && !is_reached && !(peer.is_silent && peer.heard_old.is_none()) {
+            // To new asks an old peer is silent.
+            let may_answer = peer.is_configured || peer.heard_old.is_some() || !peer.is_silent;
+            if may_be_old && !is_reached && may_answer {
                 let (to, packet) = (peer.address, packet.clone());
                 self.counters.old_requests_sent += 1;
                 actions.push(Action::Send { to, packet });
