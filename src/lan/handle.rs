@@ -306,13 +306,13 @@ impl Shared {
         requests: &mpsc::Sender<PeerRequest>,
     ) {
         let from = protocol::canonical(received.from);
-        if received.is_broadcast {
+        let (to, local) = (received.to, received.local);
+        if to != local {
             // Whether it is from its link is asked of the networks, which nothing has listed yet
             // on a host that only answers.
             state.refresh(false);
         }
         let is_ours = |ip| state.networks.is_ours(ip);
-        let (to, local) = (received.to, received.local);
         let arrival = Arrival {
             from,
             path: ReturnPath {

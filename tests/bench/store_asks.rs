@@ -2,6 +2,8 @@
 //!
 //! A store of 100,000 paths with ten references each, in memory where there is a /dev/shm. Beside
 //! each time stands what the same 56 lookups cost by bare statements of SQLite, in the same run.
+//! At the end: full asks that come and are answered over UDP on one core, beside a bare echo by
+//! recvmmsg(2) of the same datagrams. The daemon itself takes 40,000 hashes a second (docs/protocol.md).
 
 #![expect(
     clippy::expect_used,
@@ -14,17 +16,29 @@ mod local_store;
 
 use std::{
     fs,
+    io::{IoSlice, IoSliceMut},
+    net::UdpSocket,
+    os::fd::AsRawFd,
     path::Path,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use data_encoding::BASE64;
 use local_store::{block_on, hash, settings, store_path};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg},
+    unistd::Pid,
+};
 use peerix::{
     config::{Globs, SharePaths},
     format::{NarHash, PathInfo, SecretKey, StoreDir, StorePath, StorePathHash},
-    protocol::PathState,
+    protocol::{
+        PathState,
+        datagram::{Answer, Ask, Datagram, Magnitude, Sender},
+    },
     store::{LocalStore, SharePolicy},
 };
 use rusqlite::Connection;
@@ -140,6 +154,151 @@ fn main() {
             "one asker after the other: {:.0} full asks a second",
             ASKS as f64 / began.elapsed().as_secs_f64()
         );
+    });
+    let echoed = rate(echo);
+    let answered = rate(|socket| answer(socket, &files, &database, signed));
+    println!(
+        "over UDP on one core: {answered:.0} full asks a second, a bare echo {echoed:.0}: {:.2} of it",
+        answered / echoed
+    );
+}
+
+/// How long asks are sent over UDP, and how many are on their way at once.
+const SENT_FOR: Duration = Duration::from_secs(3);
+const ON_THEIR_WAY: u64 = 32;
+
+const SENDER: Sender = Sender {
+    http_port: 12_304,
+    instance: 7,
+};
+
+/// Full asks a second that `serve`, alone on the first core, sends something back to.
+fn rate(serve: impl FnOnce(UdpSocket) + Send) -> f64 {
+    let server = UdpSocket::bind("127.0.0.1:0").expect("socket");
+    let client = UdpSocket::bind("127.0.0.1:0").expect("socket");
+    client
+        .connect(server.local_addr().expect("address"))
+        .expect("connect");
+    let patience = Duration::from_secs(1);
+    client.set_read_timeout(Some(patience)).expect("timeout");
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            stay_on_core(0);
+            serve(server);
+        });
+        stay_on_core(1);
+        let asks: Vec<_> = (0..ROUNDS)
+            .map(|round| {
+                Datagram::Ask(Ask {
+                    id: 1,
+                    sender: SENDER,
+                    only_if_any: false,
+                    peers: Magnitude::default(),
+                    hashes: ask(round * ASK..(round + 1) * ASK),
+                })
+                .encode()
+            })
+            .collect();
+        let send = |number: u64| {
+            let ask = &asks[(number % ROUNDS) as usize];
+            client.send(ask).expect("send");
+        };
+        (0..ON_THEIR_WAY).for_each(send);
+        let (mut count, mut buffer, began) = (0, [0; 2_048], Instant::now());
+        while began.elapsed() < SENT_FOR {
+            client.recv(&mut buffer).expect("an answer");
+            send(count);
+            count += 1;
+        }
+        let rate = count as f64 / began.elapsed().as_secs_f64();
+        // Nothing else is as short: the end.
+        client.send(&[]).expect("send");
+        rate
+    })
+}
+
+/// Without a second core both share the first.
+fn stay_on_core(core: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(core).expect("a core");
+    if sched_setaffinity(Pid::from_raw(0), &cores).is_err() {
+        println!("core {core} cannot be used alone");
+    }
+}
+
+/// Sends back the head of what comes, up to 16 datagrams at a time.
+fn echo(socket: UdpSocket) {
+    const AT_ONCE: usize = 16;
+    let mut buffers = [[0_u8; 2_048]; AT_ONCE];
+    let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(AT_ONCE, None);
+    let mut replies = MultiHeaders::<SockaddrStorage>::preallocate(AT_ONCE, None);
+    loop {
+        let mut slices: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| [IoSliceMut::new(buffer)])
+            .collect();
+        let came: Vec<_> = recvmmsg(
+            socket.as_raw_fd(),
+            &mut headers,
+            slices.iter_mut(),
+            MsgFlags::MSG_WAITFORONE,
+            None,
+        )
+        .expect("receive")
+        .map(|message| (message.bytes, message.address))
+        .collect();
+        if came.iter().any(|(length, _)| *length == 0) {
+            return;
+        }
+        let heads: Vec<_> = buffers[..came.len()]
+            .iter()
+            .map(|buffer| [IoSlice::new(&buffer[..32])])
+            .collect();
+        let addresses: Vec<_> = came.iter().map(|(_, address)| *address).collect();
+        let sent = sendmmsg(
+            socket.as_raw_fd(),
+            &mut replies,
+            &heads,
+            &addresses,
+            [],
+            MsgFlags::empty(),
+        );
+        sent.expect("send");
+    }
+}
+
+/// Answers as the daemon does, with its own threads for the store, all on this core.
+fn answer(socket: UdpSocket, files: &Path, database: &Path, policy: Arc<SharePolicy>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        socket.set_nonblocking(true).expect("socket");
+        let socket = Arc::new(tokio::net::UdpSocket::from_std(socket).expect("socket"));
+        let store = LocalStore::unchecked(&settings(files, database));
+        let mut buffer = [0; 2_048];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).await.expect("receive");
+            if length == 0 {
+                return;
+            }
+            let Ok(Datagram::Ask(ask)) = Datagram::parse(&buffer[..length]) else {
+                panic!("not an ask");
+            };
+            let (socket, store, policy) = (socket.clone(), store.clone(), policy.clone());
+            tokio::spawn(async move {
+                let states = store.which_shared(ask.hashes, &policy).await;
+                let answer = Answer {
+                    id: ask.id,
+                    sender: SENDER,
+                    streams: Magnitude::default(),
+                    states,
+                };
+                let packet = Datagram::Answer(answer).encode();
+                socket.send_to(&packet, from).await.expect("send");
+            });
+        }
     });
 }
 
@@ -260,7 +419,7 @@ fn fill(database: &Path, files: &Path, key: &SecretKey) {
             )
             .expect("statement")
             .execute((
-                number + 1,
+                number as i64 + 1,
                 format!("/nix/store/{}", info.path.basename()),
                 format!("sha256:{}", "07".repeat(32)),
                 built,
@@ -271,7 +430,7 @@ fn fill(database: &Path, files: &Path, key: &SecretKey) {
             change
                 .prepare_cached("INSERT INTO Refs VALUES (?1, ?2)")
                 .expect("statement")
-                .execute((number + 1, reference + 1))
+                .execute((number as i64 + 1, reference as i64 + 1))
                 .expect("reference");
         }
     }
