@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from harness import hostile
-from harness.case import LabCase, empty, http
+from harness.case import LabCase, empty, http, wait_until
 from harness.closure import StorePath
 from harness.peerix import GATEWAY
 
@@ -88,7 +88,9 @@ class Malicious(LabCase):
         with hostile.Hostile(cls.crowd, list(cls.machines.values())):
             cls._meet_the_crowd()
             cls.honest.run("systemctl start peerix.socket")
-            http.get(cls.asker, "/local/nix-cache-info", cls.honest.address)
+            # Who comes in the middle of a burst is known when it asks something itself.
+            http.get(cls.honest, f"/{0:032d}.narinfo")
+            wait_until(cls._knows_the_honest_one, 10, "the asker knows the honest holder")
             cls.beside, cls.asked_beside = cls._pull_all(
                 lambda path: f"{GATEWAY} {local}" if path.nar_size > VERIFIED_FIRST else GATEWAY)
             cls.status_beside = json.loads(http.get(cls.asker, "/status").body)
@@ -106,6 +108,11 @@ class Malicious(LabCase):
         cls.asker.run(["nix-store", "-r", "--dry-run", *[path.path for path in cls.paths.values()]])
         for machine in cls.machines.values():
             machine.asked.clear()
+
+    @classmethod
+    def _knows_the_honest_one(cls):
+        peers = json.loads(http.get(cls.asker, "/status").body)["peers"]
+        return any(peer["live"] for peer in peers if peer["address"].startswith(f"{cls.honest.address}:"))
 
     def setUp(self):
         """Everything has happened; the hosts stay as they are."""
