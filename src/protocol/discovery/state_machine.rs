@@ -64,6 +64,9 @@ const LONGEST_BROADCAST_WAIT: Duration = Duration::from_millis(300);
 /// Times from broadcast to answer that are remembered for each interface.
 const BROADCAST_SAMPLES: usize = 128;
 
+/// A peer that says it has a path has so long to give it before others are asked.
+const CANDIDATE_WAIT: Duration = Duration::from_millis(5);
+
 /// Peers that asked while nothing was looked up, to be asked with the next burst.
 const MAX_NOTED: usize = 64;
 
@@ -782,6 +785,7 @@ impl Discovery {
 
     /// Looks whether a lookup is over, or what it goes on with.
     pub(super) fn check(&mut self, now: Instant, id: LookupId, actions: &mut Vec<Action>) {
+        let is_crowded = self.is_crowded(now) && !self.heard_links(now).is_empty();
         loop {
             let Some(lookup) = self.lookups.get_mut(&id) else {
                 return;
@@ -789,7 +793,7 @@ impl Discovery {
             if lookup.is_out_of_time {
                 lookup.waiting = Slots::default();
             }
-            let is_next = match lookup.stage {
+            let is_done = match lookup.stage {
                 Stage::Unicast => lookup.waiting.is_empty(),
                 Stage::Broadcast { over } => over.is_some_and(|over| {
                     let until = if lookup.is_out_of_time {
@@ -799,10 +803,11 @@ impl Discovery {
                     };
                     until <= now
                 }),
-                Stage::Old { .. } => false,
+                // The table may have become too large since.
+                Stage::Old { .. } => is_crowded && !lookup.was_broadcast,
             };
-            if is_next {
-                self.go_on(now, id, actions);
+            if is_done && self.hold(now, id, is_crowded).is_none() {
+                self.go_on(now, id, is_crowded, actions);
                 continue;
             }
             let (free, paid) = self.obstacles(now, id);
@@ -836,6 +841,19 @@ impl Discovery {
         }
     }
 
+    /// Until when a lookup must not go on to the next stage, if that is not over: answers to the
+    /// discovery broadcast may still come, or a peer that says it has the path may give it.
+    fn hold(&self, now: Instant, id: LookupId, is_crowded: bool) -> Option<Instant> {
+        let lookup = self.lookups.get(&id)?;
+        let is_broadcast_next = is_crowded && !lookup.was_broadcast;
+        let gate = self
+            .burst
+            .gate
+            .filter(|_| !is_broadcast_next && !self.links.is_empty());
+        let named = lookup.named_at.map(|at| at + CANDIDATE_WAIT);
+        gate.max(named).filter(|&until| until > now)
+    }
+
     /// Until when a lookup is held open at no cost, and until when on the budget of the burst.
     fn obstacles(&self, now: Instant, id: LookupId) -> (Option<Instant>, Option<Instant>) {
         let Some(lookup) = self.lookups.get(&id) else {
@@ -844,6 +862,9 @@ impl Discovery {
         let wake_timeout = self.settings.wake_timeout;
         let has_links = !self.links.is_empty();
         let mut free = self.burst.gate.filter(|_| has_links);
+        if !matches!(lookup.stage, Stage::Old { .. }) {
+            free = free.max(lookup.named_at.map(|at| at + CANDIDATE_WAIT));
+        }
         let mut paid = self.burst.first_burst_until(wake_timeout);
         paid = paid.filter(|_| has_links);
         match lookup.stage {
@@ -872,15 +893,14 @@ impl Discovery {
     }
 
     /// The next stage of a lookup that nobody has answered so far.
-    fn go_on(&mut self, now: Instant, id: LookupId, actions: &mut Vec<Action>) {
-        let is_unicast = |lookup: &Lookup| lookup.stage == Stage::Unicast;
-        let is_crowded = self.is_crowded(now) && !self.heard_links(now).is_empty();
-        if is_crowded && self.lookups.get(&id).is_some_and(is_unicast) {
+    fn go_on(&mut self, now: Instant, id: LookupId, is_crowded: bool, actions: &mut Vec<Action>) {
+        if let Some(lookup) = self.lookups.get_mut(&id)
+            && is_crowded
+            && !lookup.was_broadcast
+        {
             self.broadcast_queue.push(id);
-            if let Some(lookup) = self.lookups.get_mut(&id) {
-                lookup.stage = Stage::Broadcast { over: None };
-                lookup.check_at = None;
-            }
+            lookup.was_broadcast = true;
+            lookup.stage = Stage::Broadcast { over: None };
             return;
         }
         let has_old_peer = self.peers.has_old_peer(now);
