@@ -8,7 +8,7 @@ use std::{
 use super::{
     Action, Arrival, Discovery, LookupId, PeerRequest, Reject,
     events::RequestForm,
-    peer_table::http_address,
+    peer_table::{FREE_WAIT, http_address},
     state_machine::{ASK_SPREAD, DISCOVERY_SPREAD, MAX_UNICAST, spread},
 };
 use crate::{
@@ -251,6 +251,9 @@ impl Discovery {
                 }
             }
         }
+        if by_asked.is_some() && took <= FREE_WAIT {
+            self.refund_lost(now, slot, &sent.lookups);
+        }
         let http = http_address(arrival.from, answer.sender.http_port);
         for (&id, &state) in sent.lookups.iter().zip(&answer.states) {
             self.take_state(now, (id, slot, http), state, actions);
@@ -261,6 +264,17 @@ impl Discovery {
             }
             self.confirm(now, slot, actions);
             self.flush(now, slot, actions);
+        }
+    }
+
+    /// A near peer has answered: if lookups waited for it alone, datagrams were lost, which is
+    /// not its fault. The time comes back.
+    fn refund_lost(&mut self, now: Instant, slot: Option<usize>, lookups: &[LookupId]) {
+        for lookup in lookups.iter().filter_map(|id| self.lookups.get(id)) {
+            let is_only_one = lookup.waiting.iter().all(|other| Some(other) == slot);
+            if let Some(since) = lookup.paid_since.filter(|_| is_only_one) {
+                self.burst.budget.refund(since, now);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use super::{
     delayed_answers::DelayedAnswers,
     ids::Ids,
     lookup::{BroadcastWait, FREE_BROADCAST_WAIT, Lookup, Stage},
-    peer_table::{HOUR, Peer, PeerTable, REPEATS, Wanted, Wave},
+    peer_table::{AWAKE, HOUR, Peer, PeerTable, REPEATS, Wanted, Wave},
     rate_limit::{AskLimit, NewPeerLimit, PerSecond},
     slots::Slots,
 };
@@ -536,6 +536,9 @@ impl Discovery {
             .into_iter()
             .partition(|wave| wave.due <= now);
         let is_silent = peer.is_silent;
+        // What answered a moment ago does not sleep.
+        let is_awake = peer.was_heard_within(now, AWAKE)
+            && self.burst.first_burst_until(self.settings.wake_timeout) <= Some(now);
         let mut is_lost = false;
         for wanted in due.into_iter().flat_map(|wave| wave.sent) {
             let Some(lookup) = self.lookups.get_mut(&wanted.lookup) else {
@@ -548,7 +551,11 @@ impl Discovery {
                 return;
             };
             // One that sleeps has the asks in its socket and answers when it is up.
-            let patient_until = wanted.first_asked + self.settings.wake_timeout;
+            let patient_until = if is_awake && !lookup.is_undecided {
+                now
+            } else {
+                wanted.first_asked + self.settings.wake_timeout
+            };
             if is_silent {
                 lookup.give_up(slot);
                 lookup.check_at = Some(now);
@@ -873,7 +880,8 @@ impl Discovery {
                     .waiting
                     .iter()
                     .filter_map(|slot| self.peers.get(slot));
-                let wait = waits.map(|peer| peer.free_wait(now)).max();
+                let is_over = self.burst.budget.left(now).is_zero();
+                let wait = waits.map(|peer| peer.free_wait(now, is_over)).max();
                 free = free.max(wait.map(|wait| lookup.began + wait));
                 // The repeats of each say when it is given up.
                 paid = paid.max(wait.map(|_| now + wake_timeout));

@@ -303,16 +303,6 @@ impl Gateway {
                 lan.cancel(self.host, id);
             }
         }
-        if std::env::var_os("SIM_TRACE").is_some() && from.is_none() && !task.holders.is_empty() {
-            eprintln!(
-                "missed {} begun at {:?} took {:?}: {:?} {:?}",
-                task.path,
-                task.began - lan.start,
-                lan.now - task.began,
-                task.end,
-                task.lookup.map(|id| lan.found(self.host, id).clone())
-            );
-        }
         let still = |&host: &usize| !lan.hosts[host].is_off();
         self.asked.push(Asked {
             path: task.path,

@@ -101,7 +101,6 @@ pub(crate) struct Lan {
     arrivals: HashMap<(SocketAddr, usize), Instant>,
     sequence: u64,
     news: Vec<News>,
-    is_traced: bool,
 }
 
 impl Lan {
@@ -120,7 +119,6 @@ impl Lan {
             arrivals: HashMap::new(),
             sequence: 0,
             news: Vec::new(),
-            is_traced: std::env::var_os("SIM_TRACE").is_some(),
         }
     }
 
@@ -339,14 +337,6 @@ impl Lan {
         match &mut host.daemon {
             Daemon::New(core) => {
                 self.traffic.note_received(to, &packet);
-                if self.is_traced && to == 0 {
-                    eprintln!(
-                        "{:?} {to} got from {} {:?}",
-                        self.now - self.start,
-                        arrival.from,
-                        Datagram::parse(&packet)
-                    );
-                }
                 let mut actions = Vec::new();
                 core.receive(self.now, &arrival, &packet, &mut actions);
                 self.perform(to, actions);
@@ -423,9 +413,6 @@ impl Lan {
 
     fn perform(&mut self, host: usize, actions: Vec<Action>) {
         for action in actions {
-            if self.is_traced && host == 0 && !matches!(&action, Action::Request(_)) {
-                eprintln!("{:?} {host} {action:?}", self.now - self.start);
-            }
             match action {
                 // Each host has one network, which all scopes mean.
                 Action::Broadcast { packet, scope } => {
