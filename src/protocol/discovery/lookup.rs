@@ -42,6 +42,10 @@ pub(super) struct Lookup {
     pub(super) unanswered: Slots,
     /// Those of these that are waited for.
     pub(super) waiting: Slots,
+    /// Its broadcast has been sent, or waits to be.
+    pub(super) was_broadcast: bool,
+    /// When the first holder was named.
+    pub(super) named_at: Option<Instant>,
     /// Holders that were named.
     pub(super) candidates: Vec<PeerAddr>,
     /// A peer cannot say yet: it is asked on.
@@ -66,6 +70,8 @@ impl Lookup {
             asked: Slots::default(),
             unanswered: Slots::default(),
             waiting: Slots::default(),
+            was_broadcast: false,
+            named_at: None,
             candidates: Vec::new(),
             is_undecided: false,
             is_out_of_time: false,
@@ -119,9 +125,10 @@ impl Lookup {
     }
 
     /// Names a holder; false if it was named, or there are enough.
-    pub(super) fn add_candidate(&mut self, peer: PeerAddr) -> bool {
+    pub(super) fn add_candidate(&mut self, now: Instant, peer: PeerAddr) -> bool {
         let is_new = self.candidates.len() < MAX_CANDIDATES && !self.candidates.contains(&peer);
         if is_new {
+            self.named_at.get_or_insert(now);
             self.candidates.push(peer);
         }
         is_new
