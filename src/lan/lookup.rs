@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use tokio::sync::mpsc;
 
-use super::handle::Shared;
+use super::shared::Shared;
 use crate::protocol::{
     PeerAddr,
     discovery::{LookupId, MAX_CANDIDATES, Outcome},

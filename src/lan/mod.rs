@@ -14,6 +14,7 @@ mod handle;
 mod lookup;
 mod names;
 mod networks;
+mod shared;
 mod sockets;
 mod suspension;
 mod task;
@@ -41,7 +42,7 @@ use crate::{
         discovery::{PeerRequest, PersistedState, Settings},
     },
 };
-use handle::Shared;
+use shared::Shared;
 use sockets::Socket;
 
 /// Asks of peers that may wait for the store; further ones are dropped.

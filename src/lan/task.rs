@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     LanError,
     errnos::Fault,
-    handle::Shared,
+    shared::Shared,
     sockets::{Received, Socket},
 };
 use crate::protocol::discovery::PeerRequest;
