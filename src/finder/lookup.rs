@@ -6,13 +6,16 @@
 //! lookup ends when nobody else can say yes and no request is worth waiting for: each is waited
 //! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A request goes on when its lookup has ended, so that its outcome counts.
 
+mod requests;
+mod wait;
+
 use std::{
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::StreamExt;
 use log::{debug, warn};
 use tokio::time::{sleep_until, timeout};
 
@@ -23,17 +26,13 @@ use super::{
 };
 use crate::{
     format::{NarHash, StorePathHash},
-    lan::{LanHandle, PaidWait},
     peer::PeerError,
     protocol::PeerAddr,
     system::journal::chain,
 };
 
-/// Candidates of one lookup that are asked at the same time.
-const ASKED_AT_ONCE: usize = 8;
-
-/// Candidates of one lookup that are remembered.
-const MOST_CANDIDATES: usize = 32;
+use requests::{Candidates, Requests};
+use wait::{AllowedWait, Wait};
 
 /// A request to any peer is waited for so long free of charge.
 const FREE_WAIT: Duration = Duration::from_millis(5);
@@ -72,9 +71,6 @@ impl Refused {
         }
     }
 }
-
-/// A narinfo of this peer was asked for.
-type Answer = (PeerAddr, Result<Offer, Refused>);
 
 impl Finder {
     /// The path for Nix: prefetched, else from the LAN or a plain cache, else from our own store.
@@ -407,160 +403,5 @@ impl Finder {
 async fn until(at: Option<Instant>) {
     if let Some(at) = at {
         sleep_until(at.into()).await;
-    }
-}
-
-/// Peers that said they have the path and were not asked yet.
-#[derive(Debug, Default)]
-struct Candidates {
-    /// The best first.
-    queue: Vec<(Order, PeerAddr)>,
-    /// Of no use unless somebody else has the path: their NARs fail.
-    withheld: Vec<PeerAddr>,
-}
-
-impl Candidates {
-    fn add(&mut self, order: Order, peer: PeerAddr) {
-        let is_known = self.queue.iter().any(|(_, other)| *other == peer);
-        if self.queue.len() < MOST_CANDIDATES && !is_known {
-            self.queue.push((order, peer));
-            self.queue.sort_by_key(|(order, _)| *order);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
-    /// The best of them.
-    fn take_next(&mut self) -> Option<PeerAddr> {
-        (!self.queue.is_empty()).then(|| self.queue.remove(0).1)
-    }
-
-    /// Those that were not asked, those that have not answered, and those whose NARs fail.
-    fn into_rest(self, requests: &Requests, doubtful: Option<PeerAddr>) -> Vec<PeerAddr> {
-        let rest = self.queue.into_iter().map(|(_, peer)| peer);
-        rest.chain(requests.peers.iter().copied())
-            .chain(doubtful)
-            .chain(self.withheld)
-            .take(MOST_CANDIDATES)
-            .collect()
-    }
-}
-
-/// The requests of one lookup that are open. Dropped, they are finished in the background.
-struct Requests {
-    finder: Finder,
-    hash: StorePathHash,
-    open: FuturesUnordered<BoxFuture<'static, Answer>>,
-    peers: Vec<PeerAddr>,
-}
-
-impl Requests {
-    fn new(finder: &Finder, hash: StorePathHash) -> Self {
-        Self {
-            finder: finder.clone(),
-            hash,
-            open: FuturesUnordered::new(),
-            peers: Vec::new(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
-
-    fn has_room(&self) -> bool {
-        self.open.len() < ASKED_AT_ONCE
-    }
-
-    fn begin(&mut self, peer: PeerAddr) {
-        let (finder, hash) = (self.finder.clone(), self.hash);
-        self.peers.push(peer);
-        let request = async move { (peer, finder.request_narinfo(peer, hash).await) };
-        self.open.push(request.boxed());
-    }
-
-    /// The next answer; none if no request is open. Cancel safe.
-    async fn next(&mut self) -> Option<Answer> {
-        let (peer, result) = self.open.next().await?;
-        self.peers.retain(|other| *other != peer);
-        Some((peer, result))
-    }
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        if !self.open.is_empty() {
-            let open = std::mem::take(&mut self.open);
-            // Without room the outcome counts for nothing, which costs the next lookup a hedge.
-            self.finder
-                .finish_later(open.for_each(|_| std::future::ready(())));
-        }
-    }
-}
-
-/// How long a request is waited for.
-struct AllowedWait {
-    /// Without the budget of the burst.
-    free: Duration,
-    /// Also when the budget is used up: a peer that gave paths before may be slow for a moment, and
-    /// when it is late it counts as unreachable for all lookups.
-    at_least: Duration,
-}
-
-impl AllowedWait {
-    fn free(free: Duration) -> Self {
-        Self {
-            free,
-            at_least: free,
-        }
-    }
-}
-
-/// What a lookup waits for its requests.
-#[derive(Debug, Default)]
-struct Wait {
-    free_until: Option<Instant>,
-    at_least_until: Option<Instant>,
-    paid: Option<PaidWait>,
-}
-
-impl Wait {
-    /// A request began at `now`.
-    fn extend(&mut self, now: Instant, allowed: AllowedWait) {
-        self.free_until = self.free_until.max(Some(now + allowed.free));
-        self.at_least_until = self.at_least_until.max(Some(now + allowed.at_least));
-    }
-
-    /// When to look again, or to give up if that is now.
-    fn end(&mut self, lan: &LanHandle) -> Instant {
-        let now = Instant::now();
-        match self.free_until.filter(|until| now < *until) {
-            Some(until) => {
-                self.paid = None;
-                until
-            }
-            None => {
-                let paid = self.paid.get_or_insert_with(|| lan.begin_wait());
-                self.at_least_until
-                    .map_or(paid.ends_at(), |until| until.max(paid.ends_at()))
-            }
-        }
-    }
-
-    fn is_used_up(&self, lan: &LanHandle) -> bool {
-        let end = match &self.paid {
-            Some(paid) => paid.ends_at(),
-            None => lan.begin_wait().ends_at(),
-        };
-        end <= Instant::now()
-    }
-
-    /// The path has come.
-    fn refund(&mut self) {
-        if let Some(paid) = self.paid.take() {
-            paid.refund();
-        }
     }
 }

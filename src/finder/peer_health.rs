@@ -11,6 +11,8 @@
 //! A mark puts a peer last and never hides the only one; a ban alone hides it. The success of a
 //! kind clears that kind alone. The clock is an argument.
 
+mod record;
+
 use std::{
     net::SocketAddr,
     num::NonZeroUsize,
@@ -23,9 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{format::StorePathHash, protocol::PeerAddr};
 
-/// The first backoff of a peer that does not answer over TCP, and the longest.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+use record::{Backoff, FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_BAN, Latency, Record};
 
 /// While a peer backs off and the budget of waits is used up, one lookup in this time waits for it.
 const WAITED_FOR_EVERY: Duration = Duration::from_secs(1);
@@ -37,24 +37,12 @@ const WANTED_FOR: Duration = Duration::from_secs(60);
 /// Peers that get connection attempts at the same time.
 const MOST_RECONNECTING: usize = 8;
 
-/// The first ban; each further one doubles, up to the longest.
-const FIRST_BAN: Duration = Duration::from_secs(600);
-const LONGEST_BAN: Duration = Duration::from_secs(24 * 3600);
-
 /// A peer that gives so many narinfos for other paths, and no good one in between, is banned. One
 /// may be an accident of a proxy or a disk.
 const WRONG_PATHS_BAN_AT: u32 = 3;
 
 /// For how long a peer comes last for a path.
 const PATH_COUNTS_FOR: Duration = Duration::from_secs(30);
-
-/// So many NARs in a row must fail before a peer comes last for NARs.
-const NAR_FAILURES_COUNT_AT: u32 = 2;
-
-/// From one probe of a peer whose NARs fail to the next; doubled each time that a NAR fails although
-/// its probe had passed, up to the longest.
-const PROBED_EVERY: Duration = Duration::from_secs(1);
-const PROBED_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// The next candidate is asked when the one before has not answered after its typical latency,
 /// within these bounds; the longer one holds for a peer whose latency is not known.
@@ -144,96 +132,6 @@ struct State {
     peers: LruCache<PeerAddr, Record>,
     paths: LruCache<(PeerAddr, StorePathHash), Instant>,
     reconnecting: usize,
-}
-
-#[derive(Debug, Default)]
-struct Record {
-    transport: Option<Backoff>,
-    /// When a lookup last wanted it while it backed off.
-    wanted: Option<Instant>,
-    is_reconnecting: bool,
-    waited_for: Option<Instant>,
-    narinfos_stall: bool,
-    bans: u32,
-    banned_until: Option<Instant>,
-    wrong_paths: u32,
-    nar_failures: u32,
-    nar_failed_at: Option<Instant>,
-    nar_probed_at: Option<Instant>,
-    nar_probe_passed: bool,
-    /// How often a NAR failed although its probe had passed.
-    nar_probes_wrong: u32,
-    latency: Option<Latency>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Backoff {
-    failed_at: Instant,
-    pause: Duration,
-}
-
-impl Backoff {
-    fn until(self, last_answer: Option<Instant>) -> Instant {
-        if last_answer.is_some_and(|answered| answered > self.failed_at) {
-            self.failed_at + FIRST_BACKOFF
-        } else {
-            self.failed_at + self.pause
-        }
-    }
-}
-
-/// A mean and how far from it the times are, both moving (as in RFC 6298, section 2).
-#[derive(Debug, Clone, Copy)]
-struct Latency {
-    mean: Duration,
-    deviation: Duration,
-}
-
-impl Latency {
-    fn with(this: Option<Self>, took: Duration) -> Self {
-        match this {
-            Some(Self { mean, deviation }) => Self {
-                mean: (mean * 7 + took) / 8,
-                deviation: (deviation * 3 + mean.abs_diff(took)) / 4,
-            },
-            None => Self {
-                mean: took,
-                deviation: took / 2,
-            },
-        }
-    }
-}
-
-impl Record {
-    fn is_banned(&self, now: Instant) -> bool {
-        self.banned_until.is_some_and(|until| now < until)
-    }
-
-    fn is_backing_off(&self, now: Instant, last_answer: Option<Instant>) -> bool {
-        let backoff = self.transport;
-        backoff.is_some_and(|backoff| now < backoff.until(last_answer))
-    }
-
-    fn nars_fail(&self) -> bool {
-        self.nar_failures >= NAR_FAILURES_COUNT_AT
-    }
-
-    fn is_nar_probe_due(&self, now: Instant) -> bool {
-        let pause = PROBED_EVERY
-            .saturating_mul(1 << self.nar_probes_wrong.min(6))
-            .min(PROBED_LEAST_EVERY);
-        let probed_at = self.nar_probed_at;
-        probed_at.is_none_or(|at| now.duration_since(at) >= pause)
-    }
-
-    fn ban(&mut self, now: Instant) -> Duration {
-        let ban = FIRST_BAN
-            .saturating_mul(1 << self.bans.min(16))
-            .min(LONGEST_BAN);
-        self.bans = self.bans.saturating_add(1);
-        self.banned_until = Some(now + ban);
-        ban
-    }
 }
 
 impl Default for PeerHealth {

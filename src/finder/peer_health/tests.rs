@@ -1,4 +1,4 @@
-use super::*;
+use super::{record::FIRST_BAN, *};
 
 fn peer(port: u16) -> PeerAddr {
     format!("127.0.0.1:{port}").parse().expect("peer")
