@@ -300,6 +300,8 @@ class RefusedNarinfos(Crowd):
 
     def test_the_narinfo_of_another_path(self):
         """A lie: its machine may be banned, and the neighbours are not."""
+        self.forget(self.honest, [self.bad])
+        self.addCleanup(self.maker.make, "bad", 1)
         self.check(self.items[0].narinfo, own=False)
 
     def test_a_narinfo_that_is_too_large(self):
