@@ -39,6 +39,7 @@ use crate::{
     system::{
         host_name,
         interfaces::{self, InterfaceAddress},
+        journal::chain,
         notify::{Notifier, watchdog_interval},
         sockets::Sockets,
         state_file::StateFile,
@@ -300,7 +301,8 @@ pub async fn run(launch: Launch, mut control: Control) -> Result<(), DaemonError
 
 /// What the host lists, as discovery wants it.
 fn interfaces() -> io::Result<Vec<Interface>> {
-    let listed = interfaces::list().map_err(io::Error::other)?;
+    let listed = interfaces::list();
+    let listed = listed.map_err(|error| io::Error::other(chain(&error).to_string()))?;
     let discovered = |listed: InterfaceAddress| Interface {
         name: listed.name,
         index: listed.index,

@@ -40,6 +40,9 @@ const FREE_WAIT: Duration = Duration::from_millis(5);
 /// The round trip of a peer that is trusted to answer is free of charge up to this.
 const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
 
+/// The same for a peer that is far away.
+const LONGEST_FAR_FREE_WAIT: Duration = Duration::from_millis(400);
+
 /// What is asked of a NAR to see whether it comes.
 const FIRST_BYTES: u64 = 4 << 10;
 
@@ -227,17 +230,24 @@ impl Finder {
         }
         let latency = health.typical_latency(peer).unwrap_or_default();
         let free = (round_trips + FREE_WAIT).max(latency);
+        let longest = self.longest_free_wait(peer);
         AllowedWait {
-            free: free.min(LONGEST_FREE_WAIT),
-            at_least: LONGEST_FREE_WAIT,
+            free: free.min(longest),
+            at_least: longest,
         }
+    }
+
+    /// How long a trusted peer is waited for: so long that a lost packet can be repeated.
+    fn longest_free_wait(&self, peer: PeerAddr) -> Duration {
+        let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
+        (round_trip * 4).clamp(LONGEST_FREE_WAIT, LONGEST_FAR_FREE_WAIT)
     }
 
     /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
     fn late_after(&self, peer: PeerAddr) -> Duration {
         let lan = &self.0.lan;
         if lan.is_trusted_to_answer(peer) {
-            return LONGEST_FREE_WAIT;
+            return self.longest_free_wait(peer);
         }
         LATE_AFTER.max(3 * lan.round_trip(peer).unwrap_or_default())
     }

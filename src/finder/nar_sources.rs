@@ -216,6 +216,8 @@ pub(super) enum HolderError {
     OtherNar,
     #[error("its narinfo was not asked for")]
     Unproven,
+    #[error("its last NARs failed, and it was tried a moment ago")]
+    NarsFail,
     #[error("silent for {} ms", after.as_millis())]
     Stalled { after: Duration },
     #[error("silent for {} ms, and nobody else has it", after.as_millis())]
@@ -248,6 +250,7 @@ impl HolderError {
             Self::Refused(Refused::Rejected { source, .. }) => source.kind(),
             Self::OtherNar => "other-nar",
             Self::Unproven => "unproven",
+            Self::NarsFail => "nars-fail",
             Self::Stalled { .. } | Self::Silent { .. } => "stalled",
             Self::Busy { .. } => "busy",
             Self::NoEnd => "wrong-length",
@@ -267,7 +270,7 @@ impl HolderError {
             // One that was slow beside others may be the only one that is left.
             Self::Slow { alone, .. } => !alone,
             Self::Refused(Refused::Rejected { .. }) | Self::OtherNar | Self::Unproven => false,
-            Self::Silent { .. } | Self::NoEnd | Self::Contradiction => false,
+            Self::Silent { .. } | Self::NoEnd | Self::Contradiction | Self::NarsFail => false,
             Self::Own(_) | Self::OwnStore(_) | Self::NotOurs => false,
         }
     }

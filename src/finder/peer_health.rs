@@ -326,6 +326,23 @@ impl PeerHealth {
         record.is_some_and(Record::nars_fail)
     }
 
+    /// Whether a NAR may be asked of `peer` now. One whose NARs fail is asked when a probe has passed,
+    /// or when one is due: then this is the probe.
+    pub fn may_ask_nar(&self, now: Instant, peer: PeerAddr) -> bool {
+        let mut state = self.lock();
+        let Some(record) = state.peers.get_mut(&peer) else {
+            return true;
+        };
+        if !record.nars_fail() || record.nar_probe_passed {
+            return true;
+        }
+        let is_due = record.is_nar_probe_due(now);
+        if is_due {
+            record.nar_probed_at = Some(now);
+        }
+        is_due
+    }
+
     /// Whether the first bytes of a NAR may be asked of `peer` at `now`, whose NARs fail.
     pub fn is_nar_probe_due(&self, now: Instant, peer: PeerAddr) -> bool {
         self.lock().record(peer).is_nar_probe_due(now)

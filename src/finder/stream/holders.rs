@@ -167,7 +167,10 @@ impl Holders {
         // Another build of the path is nobody's failure, nor is an old version, nor our own queue.
         let blamed = !matches!(
             error,
-            HolderError::OtherNar | HolderError::WithoutRanges | HolderError::Busy { .. }
+            HolderError::OtherNar
+                | HolderError::WithoutRanges
+                | HolderError::Busy { .. }
+                | HolderError::NarsFail
         );
         let memory = self.finder.memory();
         if let Some(peer) = peer {
@@ -199,6 +202,7 @@ impl Holders {
     fn record_failure(&self, peer: PeerAddr, error: &HolderError) {
         let failure = match error {
             HolderError::Refused(_) | HolderError::Unproven | HolderError::OtherNar => return,
+            HolderError::NarsFail => return,
             HolderError::WithoutRanges | HolderError::Busy { .. } | HolderError::Overtaken => {
                 return;
             }
@@ -225,6 +229,10 @@ impl Holders {
     pub(super) async fn open(&mut self, range: Range<u64>) -> Result<(Holder, Body), StreamError> {
         loop {
             while let Some(holder) = self.take() {
+                if !self.may_ask(&holder) {
+                    self.failed(holder, &HolderError::NarsFail, range.start);
+                    continue;
+                }
                 match self.open_at(holder, range.clone()).await {
                     Ok(opened) => return Ok(opened),
                     Err((holder, error)) => self.failed(holder, &error, range.start),
@@ -247,6 +255,15 @@ impl Holders {
                 }
             }
         }
+    }
+
+    /// Whether `holder` is worth asking: Nix has had its narinfos before its NARs failed.
+    fn may_ask(&self, holder: &Holder) -> bool {
+        let health = &self.finder.memory().health;
+        let now = Instant::now();
+        holder
+            .address()
+            .is_none_or(|peer| health.may_ask_nar(now, peer))
     }
 
     /// Opens the NAR at one holder. One that is silent is left for another one, if there is any.
