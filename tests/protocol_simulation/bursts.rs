@@ -20,7 +20,7 @@ fn in_step_25_lookups_share_their_datagrams() {
     for mix in [Mix::NONE, Mix::ONE, Mix::ALL] {
         assert_kept(&Scenario {
             mix,
-            paths: 1_000,
+            paths: 3_000,
             pace: Pace::ROUNDS,
             limits: Limits {
                 found: Some(1_000.0),

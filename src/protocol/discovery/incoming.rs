@@ -305,8 +305,12 @@ impl Discovery {
             return;
         };
         if let Some(slot) = slot {
+            let paid = lookup.paid(now);
             let is_first = lookup.take_answer(slot, is_present);
             if let Some(peer) = self.peers.get_mut(slot).filter(|_| is_first) {
+                if is_present {
+                    peer.owed = peer.owed.max(paid);
+                }
                 let count = if is_present {
                     &mut peer.present
                 } else {

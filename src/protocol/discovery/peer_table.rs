@@ -103,6 +103,9 @@ pub(super) struct Peer {
     pub(super) heard_old: Option<Instant>,
     /// When it last gave a path.
     pub(super) given: Option<Instant>,
+    /// What the budget has paid for lookups that it then said it has the path of. It comes back
+    /// when it gives one.
+    pub(super) owed: Duration,
     /// Paths it gave in this burst.
     pub(super) given_in_burst: u32,
     pub(super) queue: Vec<Wanted>,
@@ -128,6 +131,7 @@ impl Peer {
             heard: None,
             heard_old: None,
             given: None,
+            owed: Duration::ZERO,
             given_in_burst: 0,
             queue: Vec::new(),
             waves: Vec::new(),
@@ -184,15 +188,18 @@ impl Peer {
     /// How long a lookup waits for it at no cost; `is_over`: nothing is left that may be paid.
     pub(super) fn free_wait(&self, now: Instant, is_over: bool) -> Duration {
         let mean = self.round_trip.map(|it| it.mean);
+        let is_near = mean.is_some_and(|mean| mean <= FREE_WAIT);
+        let least = if is_near && !self.is_silent && self.was_heard_within(now, ANSWERS_NOW) {
+            FREE_REPEATS
+        } else {
+            FREE_WAIT
+        };
         if !self.is_silent && self.is_trusted_to_answer(now) {
-            return self.timeout().clamp(FREE_WAIT, LONGEST_FREE_WAIT);
-        }
-        match mean {
-            Some(mean) if mean > FREE_WAIT && is_over => Duration::ZERO,
-            Some(mean) if mean <= FREE_WAIT && self.was_heard_within(now, ANSWERS_NOW) => {
-                FREE_REPEATS
-            }
-            _ => FREE_WAIT,
+            self.timeout().clamp(least, LONGEST_FREE_WAIT)
+        } else if !is_near && is_over {
+            Duration::ZERO
+        } else {
+            least
         }
     }
 
@@ -449,7 +456,7 @@ mod tests {
             peer.measure(Duration::from_micros(300));
         }
         assert_eq!(gaps(&peer), [5, 10, 20, 40]);
-        for _ in 0..50 {
+        for _ in 0..200 {
             peer.measure(ms(150));
         }
         let [first, second, third, last] = gaps(&peer);

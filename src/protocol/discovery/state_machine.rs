@@ -262,18 +262,23 @@ impl Discovery {
 
     /// A peer has given a path: what was waited for it comes back.
     pub fn record_given(&mut self, now: Instant, given: PeerAddr) {
+        let mut owed = Duration::ZERO;
         for (_, peer) in self.peers.iter_mut() {
             if peer.address.ip() == given.ip() {
                 peer.given = Some(now);
                 peer.given_in_burst += 1;
+                owed = owed.max(std::mem::take(&mut peer.owed));
             }
         }
-        for lookup in self.lookups.values() {
-            if lookup.candidates.contains(&given)
-                && let Some(since) = lookup.paid_since
-            {
-                self.burst.budget.refund(since, now);
-            }
+        let lookups = self.lookups.values();
+        let paid = lookups.filter(|lookup| lookup.candidates.contains(&given));
+        let owed = owed.max(
+            paid.map(|lookup| lookup.paid(now))
+                .max()
+                .unwrap_or_default(),
+        );
+        if let Some(since) = now.checked_sub(owed) {
+            self.burst.budget.refund(since, now);
         }
     }
 
@@ -829,7 +834,8 @@ impl Discovery {
             };
             if free.is_some_and(|until| until > now) {
                 lookup.check_at = free;
-                if lookup.paid_since.take().is_some() {
+                if let Some(since) = lookup.paid_since.take() {
+                    lookup.paid += now.saturating_duration_since(since);
                     self.burst.budget.end(now);
                 }
                 return;
@@ -863,8 +869,14 @@ impl Discovery {
             .burst
             .gate
             .filter(|_| !is_broadcast_next && !self.links.is_empty());
-        let named = lookup.named_at.map(|at| at + CANDIDATE_WAIT);
+        let named = self.candidate_wait(now, lookup);
         gate.max(named).filter(|&until| until > now)
+    }
+
+    /// Until when a peer that says it has the path may give it before others are asked.
+    fn candidate_wait(&self, now: Instant, lookup: &Lookup) -> Option<Instant> {
+        let named = lookup.named_at.map(|at| at + CANDIDATE_WAIT);
+        named.filter(|_| !self.burst.budget.left(now).is_zero())
     }
 
     /// Until when a lookup is held open at no cost, and until when on the budget of the burst.
@@ -876,7 +888,7 @@ impl Discovery {
         let has_links = !self.links.is_empty();
         let mut free = self.burst.gate.filter(|_| has_links);
         if !matches!(lookup.stage, Stage::Old { .. }) {
-            free = free.max(lookup.named_at.map(|at| at + CANDIDATE_WAIT));
+            free = free.max(self.candidate_wait(now, lookup));
         }
         let mut paid = self.burst.first_burst_until(wake_timeout);
         paid = paid.filter(|_| has_links);

@@ -93,6 +93,8 @@ pub(crate) struct Gateway {
     tasks_by_lookup: HashMap<LookupId, u64>,
     alarms: HashMap<u64, Alarm>,
     counter: u64,
+    /// Peers that did not answer in all the time that there was.
+    failed: BTreeSet<PeerAddr>,
     pub(crate) asked: Vec<Asked>,
 }
 
@@ -107,6 +109,7 @@ impl Gateway {
             tasks_by_lookup: HashMap::new(),
             alarms: HashMap::new(),
             counter: 0,
+            failed: BTreeSet::new(),
             asked: Vec::new(),
         };
         let (Pace::Rounds(parallel) | Pace::Connections(parallel, _)) = pace;
@@ -197,9 +200,12 @@ impl Gateway {
         let Some(peer) = task.candidates.pop_front() else {
             return self.end_if_over(lan, number);
         };
-        task.asking.insert(peer, false);
         let now = lan.now;
         let core = lan.core(self.host);
+        if self.failed.contains(&peer) && core.budget().left(now).is_zero() {
+            return self.ask_next(lan, number);
+        }
+        task.asking.insert(peer, false);
         let free = match core.round_trip(peer) {
             Some(time) if core.is_trusted_to_answer(now, peer) => time.max(FREE_WAIT),
             _ => FREE_WAIT,
@@ -228,6 +234,7 @@ impl Gateway {
             let (now, paid_since) = (lan.now, task.paid_since);
             let core = lan.core(self.host);
             core.record_given(now, peer);
+            self.failed.remove(&peer);
             if let Some(since) = paid_since {
                 core.budget().refund(since, now);
             }
@@ -267,6 +274,8 @@ impl Gateway {
         if !left.is_zero() {
             return self.alarm(lan, left, Alarm::Over(number));
         }
+        let late = task.asking.iter().filter(|(_, is_paid)| **is_paid);
+        self.failed.extend(late.map(|(&peer, _)| peer));
         task.asking.retain(|_, is_paid| !*is_paid);
         self.stop_paying(lan, number);
         if self.tasks[&number].asking.is_empty() {

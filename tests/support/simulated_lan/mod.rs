@@ -333,10 +333,10 @@ impl Lan {
 
     /// Bytes arrive at a host, wherever they come from.
     pub(crate) fn deliver(&mut self, to: usize, arrival: Arrival, packet: Rc<[u8]>) {
+        self.traffic.note_received(to, &packet);
         let host = &mut self.hosts[to];
         match &mut host.daemon {
             Daemon::New(core) => {
-                self.traffic.note_received(to, &packet);
                 let mut actions = Vec::new();
                 core.receive(self.now, &arrival, &packet, &mut actions);
                 self.perform(to, actions);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{
     Lan,
     closure::{self, Mix},
-    gateway::{Gateway, Pace},
-    host::Daemon,
+    gateway::{Gateway, PAUSE, Pace},
+    host::{Daemon, Holdings},
     report::{Limits, Report},
     weather::{WIRED, Weather},
 };
@@ -126,7 +126,7 @@ fn us(time: u64) -> Duration {
 }
 
 /// Sizes of a LAN.
-const SIZES: [usize; 8] = [2, 3, 10, 33, 64, 100, 300, 1_000];
+const SIZES: [usize; 5] = [2, 10, 64, 100, 1_000];
 
 /// What at least is found: of 1,000 paths.
 fn found(loss: u64) -> Option<f64> {
@@ -156,6 +156,7 @@ fn rounds() -> impl Iterator<Item = Scenario> {
             let scenario = Scenario {
                 peers,
                 mix,
+                paths: 5_000,
                 pace: Pace::ROUNDS,
                 is_settled: peers > 64,
                 limits: Limits {
@@ -185,7 +186,7 @@ fn closures() -> impl Iterator<Item = Scenario> {
             let scenario = Scenario {
                 peers,
                 weather,
-                paths: if peers < 300 { 20_000 } else { 5_000 },
+                paths: if peers <= 10 { 20_000 } else { 4_000 },
                 is_settled: peers > 64,
                 limits: Limits {
                     found: found(loss),
@@ -246,15 +247,15 @@ fn changes() -> impl Iterator<Item = Scenario> {
             .named(name("1,000 known peers, some asleep")),
             Scenario {
                 peers: 30,
-                paths: 20_000,
-                pace: Pace::Connections(25, ms(20)),
-                change: Some((500, come_and_go)),
+                paths: 8_000,
+                pace: Pace::Connections(25, ms(50)),
+                change: Some((200, come_and_go)),
                 ..base.clone()
             }
             .named(name("30 peers that come and go")),
             Scenario {
                 peers: 30,
-                paths: 20_000,
+                paths: 4_000,
                 pace: Pace::CHAIN,
                 mix: Mix::NONE,
                 change: Some((1, gain)),
@@ -265,7 +266,7 @@ fn changes() -> impl Iterator<Item = Scenario> {
     })
 }
 
-/// Every fifth time a host leaves, or comes again.
+/// A host leaves, or comes again.
 fn come_and_go(lan: &mut Lan, _: &mut Gateway) {
     let host = 1 + lan.draws.below(lan.hosts.len() as u64 - 1) as usize;
     if lan.hosts[host].is_off() {
@@ -283,7 +284,119 @@ fn gain(lan: &mut Lan, gateway: &mut Gateway) {
     }
 }
 
+/// One peer of ten that is off, or slow: it delays nothing that others have.
+fn bad_ones() -> impl Iterator<Item = Scenario> {
+    let kinds: [(&str, fn(&mut Lan)); 2] = [
+        ("dead", |lan| {
+            lan.hosts[1].holds = Holdings::default();
+            lan.leave(1);
+        }),
+        ("slow", |lan| {
+            lan.hosts[1].holds = Holdings::default();
+            lan.hosts[1].distance = ms(30);
+        }),
+    ];
+    kinds.into_iter().flat_map(|(name, arrange)| {
+        [("chain", Pace::CHAIN), ("burst", Pace::ROUNDS)].map(|(kind, pace)| {
+            Scenario {
+                paths: 200,
+                pace,
+                arrange,
+                heard: Some(ms(10_000)),
+                limits: Limits {
+                    found: found(0),
+                    longest_hit: Some(WIRED.longest_round_trip() * 2 + us(300) + ms(1)),
+                    ..Limits::default()
+                },
+                ..Scenario::default()
+            }
+            .named(format!("one of ten {name}, {kind}"))
+        })
+    })
+}
+
+/// A chain of 200 misses among peers that do not answer.
+fn waits() -> impl Iterator<Item = Scenario> {
+    let kinds: [(&str, fn(&mut Lan)); 6] = [
+        ("all well", |_| {}),
+        ("no only after 480 ms", |lan| {
+            lan.hosts[1].distance = ms(240)
+        }),
+        ("HTTP stuck", |lan| {
+            lan.hosts[1].is_http_stuck = true;
+            lan.hosts[1].holds = (0..200).collect();
+        }),
+        ("configured off, sleeper", |lan| {
+            lan.leave(1);
+            lan.configure(0, &[1]);
+            lan.add_asleep(ms(200), []);
+        }),
+        ("the same, old peer", |lan| {
+            lan.leave(1);
+            lan.configure(0, &[1]);
+            lan.add_asleep(ms(200), []);
+            lan.add(Daemon::Old, []);
+        }),
+        ("a thousand forged", |lan| {
+            lan.add(Daemon::Forger, []);
+        }),
+    ];
+    // A round trip and the pause of Nix each time.
+    let each = WIRED.longest_round_trip() + PAUSE * 2;
+    kinds.into_iter().map(move |(name, arrange)| {
+        Scenario {
+            paths: 200,
+            pace: Pace::CHAIN,
+            mix: Mix::NONE,
+            arrange,
+            heard: Some(ms(10_000)),
+            limits: Limits {
+                took: Some(each * 200 + ms(350)),
+                ..Limits::default()
+            },
+            ..Scenario::default()
+        }
+        .named(format!("200 misses: {name}"))
+    })
+}
+
+/// One holder that is far away.
+fn distances() -> impl Iterator<Item = Scenario> {
+    let kinds: [(u64, fn(&mut Lan)); 4] = [
+        (1, |lan| lan.hosts[1].distance = us(500)),
+        (20, |lan| lan.hosts[1].distance = ms(10)),
+        (60, |lan| lan.hosts[1].distance = ms(30)),
+        (150, |lan| lan.hosts[1].distance = ms(75)),
+    ];
+    kinds.into_iter().flat_map(|(time, arrange)| {
+        [0, 5].into_iter().flat_map(move |loss| {
+            [("chain", Pace::CHAIN), ("closure", Pace::CLOSURE)].map(move |(kind, pace)| {
+                Scenario {
+                    peers: 1,
+                    paths: 200,
+                    weather: Weather { loss, ..WIRED },
+                    pace,
+                    mix: Mix::ALL,
+                    arrange,
+                    limits: Limits {
+                        found: Some(if loss == 0 { 1_000.0 } else { 995.0 }),
+                        ..Limits::default()
+                    },
+                    ..Scenario::default()
+                }
+                .named(format!("holder {time} ms away, {kind}, loss {loss} %"))
+            })
+        })
+    })
+}
+
 /// All that is measured.
 pub(crate) fn all() -> Vec<Scenario> {
-    rounds().chain(closures()).chain(changes()).collect()
+    rounds()
+        .chain(closures())
+        .chain(changes())
+        .chain(bad_ones())
+        .chain(waits())
+        .chain(distances())
+        .collect()
 }
