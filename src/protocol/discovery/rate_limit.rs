@@ -36,6 +36,9 @@ pub(super) struct AskLimit {
     live: HashMap<IpAddr, u32>,
     /// Live peers that asked in the window before.
     live_before: usize,
+    /// There were too many asks in this window, and in the one before.
+    is_full: bool,
+    was_full: bool,
 }
 
 impl AskLimit {
@@ -47,31 +50,35 @@ impl AskLimit {
         is_live: bool,
         count: u32,
     ) -> bool {
-        let is_over = |began: Instant| now.saturating_duration_since(began) >= WINDOW;
-        if self.began.is_none_or(is_over) {
+        let age = self.began.map(|at| now.saturating_duration_since(at));
+        if age.is_none_or(|age| age >= WINDOW) {
             self.began = Some(now);
             (self.total, self.others) = (0, 0);
             self.live_before = self.live.len();
             self.live.clear();
+            self.was_full = self.is_full && age.is_some_and(|age| age < 2 * WINDOW);
+            self.is_full = false;
         }
         let count = count.max(1);
-        if !is_live || self.live.len() >= MAX_SOURCES && !self.live.contains_key(&source) {
-            let fits = self.others + count <= OTHERS_PER_WINDOW;
-            if fits {
-                self.others += count;
-                self.total += count;
-            }
-            return fits;
-        }
-        let sources = self.live_before.max(self.live.len()).max(1) as u32;
-        let taken = self.live.entry(source).or_default();
-        let share = (HASHES_PER_WINDOW - OTHERS_PER_WINDOW) / sources;
-        let share = if count <= SHORT_ASK { share } else { share / 2 };
-        let fits = self.total + count <= HASHES_PER_WINDOW / 2 || *taken + count <= share;
-        if fits {
-            *taken += count;
-            self.total += count;
-        }
+        let fits_all = self.total + count <= HASHES_PER_WINDOW;
+        self.is_full |= !fits_all;
+        let is_free = fits_all && !self.was_full;
+        let is_counted = self.live.len() < MAX_SOURCES || self.live.contains_key(&source);
+        let fits = if is_live && is_counted {
+            let sources = self.live_before.max(self.live.len()).max(1) as u32;
+            let taken = self.live.entry(source).or_default();
+            let share = (HASHES_PER_WINDOW - OTHERS_PER_WINDOW) / sources;
+            let share = if count <= SHORT_ASK { share } else { share / 2 };
+            let fits = is_free || *taken + count <= share;
+            *taken += if fits { count } else { 0 };
+            fits
+        } else {
+            let fits = is_free || self.others + count <= OTHERS_PER_WINDOW;
+            self.others += if fits { count } else { 0 };
+            fits
+        };
+        self.is_full |= !fits;
+        self.total += if fits { count } else { 0 };
         fits
     }
 }
@@ -151,9 +158,26 @@ mod tests {
     #[test]
     fn a_flood_in_other_names_leaves_half_to_live_peers() {
         let (mut limit, now) = (AskLimit::default(), Instant::now());
-        let flood = (0..1_000).filter(|&n| limit.admit(now, ip(n), false, 56));
-        assert_eq!(flood.count() as u32, OTHERS_PER_WINDOW / 56);
-        assert_eq!(admitted(&mut limit, 50, (now, ip(1), true, 25)), 50);
+        for (window, most) in [HASHES_PER_WINDOW, OTHERS_PER_WINDOW]
+            .into_iter()
+            .enumerate()
+        {
+            let now = now + WINDOW * window as u32;
+            let flood = (0..1_000).filter(|&n| limit.admit(now, ip(n), false, 56));
+            assert_eq!(flood.count() as u32, most / 56);
+            assert_eq!(admitted(&mut limit, 40, (now, ip(1), true, 25)), 40);
+        }
+    }
+
+    #[test]
+    fn nothing_is_limited_below_forty_thousand_hashes_a_second() {
+        for is_live in [false, true] {
+            let (mut limit, now) = (AskLimit::default(), Instant::now());
+            for window in 0..3 {
+                let now = now + WINDOW * window;
+                assert_eq!(admitted(&mut limit, 160, (now, ip(1), is_live, 25)), 160);
+            }
+        }
     }
 
     #[test]
