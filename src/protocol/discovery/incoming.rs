@@ -8,7 +8,7 @@ use std::{
 use super::{
     Action, Arrival, Discovery, LookupId, PeerRequest, Reject,
     events::RequestForm,
-    peer_table::http_address,
+    peer_table::{FREE_WAIT, http_address},
     state_machine::{ASK_SPREAD, DISCOVERY_SPREAD, MAX_UNICAST, spread},
 };
 use crate::{
@@ -151,8 +151,7 @@ impl Discovery {
                 only_if_any,
                 peers,
             } => {
-                let is_thinned =
-                    is_broadcast && !only_if_any && !has_any && !self.is_chosen(id, peers);
+                let is_thinned = is_broadcast && !only_if_any && !self.is_chosen(id, peers);
                 if only_if_any && !has_any || is_thinned {
                     self.counters.left_out += 1;
                     return;
@@ -243,7 +242,17 @@ impl Discovery {
         // A greeting went to one address, which need not be in the table.
         let is_unicast = by_asked.is_some() || sent.slot.is_none() && sent.lookups.is_empty();
         if let Some(slot) = slot.filter(|_| is_unicast) {
-            returned |= self.peers.set_live(slot);
+            let is_new = self.peers.set_live(slot);
+            returned |= is_new;
+            if is_new && self.peers.live() == MAX_UNICAST + 1 {
+                // What is looked up goes out to everyone now.
+                for lookup in self.lookups.values_mut() {
+                    lookup.check_at = Some(now);
+                }
+            }
+        }
+        if by_asked.is_some() && took <= FREE_WAIT {
+            self.refund_lost(now, slot, &sent.lookups);
         }
         let http = http_address(arrival.from, answer.sender.http_port);
         for (&id, &state) in sent.lookups.iter().zip(&answer.states) {
@@ -255,6 +264,17 @@ impl Discovery {
             }
             self.confirm(now, slot, actions);
             self.flush(now, slot, actions);
+        }
+    }
+
+    /// A near peer has answered: if lookups waited for it alone, datagrams were lost, which is
+    /// not its fault. The time comes back.
+    fn refund_lost(&mut self, now: Instant, slot: Option<usize>, lookups: &[LookupId]) {
+        for lookup in lookups.iter().filter_map(|id| self.lookups.get(id)) {
+            let is_only_one = lookup.waiting.iter().all(|other| Some(other) == slot);
+            if let Some(since) = lookup.paid_since.filter(|_| is_only_one) {
+                self.burst.budget.refund(since, now);
+            }
         }
     }
 
@@ -276,7 +296,7 @@ impl Discovery {
         }
         let is_present = state == PathState::Present;
         if let Some(peer) = http.filter(|_| is_present)
-            && lookup.add_candidate(peer)
+            && lookup.add_candidate(now, peer)
         {
             let lookup = id;
             actions.push(Action::Candidate { lookup, peer });
@@ -285,8 +305,12 @@ impl Discovery {
             return;
         };
         if let Some(slot) = slot {
+            let paid = lookup.paid(now);
             let is_first = lookup.take_answer(slot, is_present);
             if let Some(peer) = self.peers.get_mut(slot).filter(|_| is_first) {
+                if is_present {
+                    peer.owed = peer.owed.max(paid);
+                }
                 let count = if is_present {
                     &mut peer.present
                 } else {
@@ -342,6 +366,15 @@ impl Discovery {
                 peer.heard = Some(now);
                 peer.is_silent = false;
             }
+        }
+        let is_old = |slot| {
+            self.peers
+                .get(slot)
+                .is_some_and(|peer| peer.sender.is_none())
+        };
+        if slot.is_some_and(is_old) {
+            // A new peer whose answers were lost so far responds as well.
+            self.greet(now, arrival.from, actions);
         }
         let http = http_address(arrival.from, http_port);
         self.take_state(now, (lookup, slot, http), PathState::Present, actions);

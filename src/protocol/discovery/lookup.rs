@@ -42,6 +42,10 @@ pub(super) struct Lookup {
     pub(super) unanswered: Slots,
     /// Those of these that are waited for.
     pub(super) waiting: Slots,
+    /// Its broadcast has been sent, or waits to be.
+    pub(super) was_broadcast: bool,
+    /// When the first holder was named.
+    pub(super) named_at: Option<Instant>,
     /// Holders that were named.
     pub(super) candidates: Vec<PeerAddr>,
     /// A peer cannot say yet: it is asked on.
@@ -50,6 +54,8 @@ pub(super) struct Lookup {
     pub(super) is_out_of_time: bool,
     /// Since when the budget of the burst pays for it.
     pub(super) paid_since: Option<Instant>,
+    /// What the budget has paid for it before that.
+    pub(super) paid: Duration,
     /// When it is to be looked at again.
     pub(super) check_at: Option<Instant>,
     present: u32,
@@ -66,10 +72,13 @@ impl Lookup {
             asked: Slots::default(),
             unanswered: Slots::default(),
             waiting: Slots::default(),
+            was_broadcast: false,
+            named_at: None,
             candidates: Vec::new(),
             is_undecided: false,
             is_out_of_time: false,
             paid_since: None,
+            paid: Duration::ZERO,
             check_at: Some(now),
             present: 0,
             absent: 0,
@@ -102,6 +111,13 @@ impl Lookup {
         is_first
     }
 
+    /// What the budget has paid for it so far.
+    pub(super) fn paid(&self, now: Instant) -> Duration {
+        let running = self.paid_since;
+        let running = running.map(|since| now.saturating_duration_since(since));
+        self.paid + running.unwrap_or_default()
+    }
+
     /// `slot` is not waited for any longer. True if it was.
     pub(super) fn give_up(&mut self, slot: usize) -> bool {
         let was_waited_for = self.waiting.contains(slot);
@@ -111,9 +127,10 @@ impl Lookup {
     }
 
     /// Names a holder; false if it was named, or there are enough.
-    pub(super) fn add_candidate(&mut self, peer: PeerAddr) -> bool {
+    pub(super) fn add_candidate(&mut self, now: Instant, peer: PeerAddr) -> bool {
         let is_new = self.candidates.len() < MAX_CANDIDATES && !self.candidates.contains(&peer);
         if is_new {
+            self.named_at.get_or_insert(now);
             self.candidates.push(peer);
         }
         is_new

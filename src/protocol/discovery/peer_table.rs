@@ -27,7 +27,15 @@ const LEAST_TIMEOUT: Duration = Duration::from_millis(5);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A wait that every lookup may cost.
-const FREE_WAIT: Duration = Duration::from_millis(5);
+pub(super) const FREE_WAIT: Duration = Duration::from_millis(5);
+
+/// The same while a peer answers that is not farther away than that: two of its datagrams may be
+/// lost. It was heard within [`ANSWERS_NOW`].
+const FREE_REPEATS: Duration = Duration::from_millis(20);
+const ANSWERS_NOW: Duration = Duration::from_secs(1);
+
+/// A peer that was heard within this time is awake.
+pub(super) const AWAKE: Duration = Duration::from_secs(60);
 
 /// The round trip of a peer that is worth it is free, up to this.
 const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
@@ -92,6 +100,9 @@ pub(super) struct Peer {
     pub(super) heard_old: Option<Instant>,
     /// When it last gave a path.
     pub(super) given: Option<Instant>,
+    /// What the budget has paid for lookups that it then said it has the path of. It comes back
+    /// when it gives one.
+    pub(super) owed: Duration,
     /// Paths it gave in this burst.
     pub(super) given_in_burst: u32,
     pub(super) queue: Vec<Wanted>,
@@ -117,6 +128,7 @@ impl Peer {
             heard: None,
             heard_old: None,
             given: None,
+            owed: Duration::ZERO,
             given_in_burst: 0,
             queue: Vec::new(),
             waves: Vec::new(),
@@ -170,12 +182,22 @@ impl Peer {
         self.is_configured || self.given.is_some_and(is_recent)
     }
 
-    /// How long a lookup waits for it at no cost.
-    pub(super) fn free_wait(&self, now: Instant) -> Duration {
-        if self.is_silent || !self.is_trusted_to_answer(now) {
-            return FREE_WAIT;
+    /// How long a lookup waits for it at no cost; `is_over`: nothing is left that may be paid.
+    pub(super) fn free_wait(&self, now: Instant, is_over: bool) -> Duration {
+        let mean = self.round_trip.map(|it| it.mean);
+        let is_near = mean.is_some_and(|mean| mean <= FREE_WAIT);
+        let least = if is_near && !self.is_silent && self.was_heard_within(now, ANSWERS_NOW) {
+            FREE_REPEATS
+        } else {
+            FREE_WAIT
+        };
+        if !self.is_silent && self.is_trusted_to_answer(now) {
+            self.timeout().clamp(least, LONGEST_FREE_WAIT)
+        } else if !is_near && is_over {
+            Duration::ZERO
+        } else {
+            least
         }
-        self.timeout().clamp(FREE_WAIT, LONGEST_FREE_WAIT)
     }
 
     /// Whether it is asked with new datagrams: not an old peer, not ourselves.
@@ -209,7 +231,7 @@ impl Peer {
         http_address(self.address, self.sender?.http_port)
     }
 
-    fn was_heard_within(&self, now: Instant, time: Duration) -> bool {
+    pub(super) fn was_heard_within(&self, now: Instant, time: Duration) -> bool {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < time;
         self.heard.is_some_and(is_recent)
     }
@@ -422,7 +444,7 @@ mod tests {
             peer.measure(Duration::from_micros(300));
         }
         assert_eq!(gaps(&peer), [5, 10, 20, 40]);
-        for _ in 0..50 {
+        for _ in 0..200 {
             peer.measure(ms(150));
         }
         assert_eq!(gaps(&peer), [80, 80, 80, 150]);
@@ -434,16 +456,27 @@ mod tests {
         for _ in 0..50 {
             peer.measure(ms(60));
         }
-        assert_eq!(peer.free_wait(now), FREE_WAIT);
+        assert_eq!(peer.free_wait(now, false), FREE_WAIT);
         peer.given = Some(now);
-        assert_eq!(peer.free_wait(now).as_millis(), 60);
+        assert_eq!(peer.free_wait(now, false).as_millis(), 60);
         for _ in 0..50 {
             peer.measure(ms(400));
         }
-        assert_eq!(peer.free_wait(now), LONGEST_FREE_WAIT);
-        assert_eq!(peer.free_wait(now + GIVEN_COUNTS_FOR), FREE_WAIT);
+        assert_eq!(peer.free_wait(now, false), LONGEST_FREE_WAIT);
+        assert_eq!(peer.free_wait(now + GIVEN_COUNTS_FOR, false), FREE_WAIT);
+        assert!(peer.free_wait(now + GIVEN_COUNTS_FOR, true).is_zero());
         peer.is_silent = true;
-        assert_eq!(peer.free_wait(now), FREE_WAIT);
+        assert_eq!(peer.free_wait(now, false), FREE_WAIT);
+    }
+
+    #[test]
+    fn two_lost_datagrams_of_a_near_peer_that_answers_cost_nothing() {
+        let (mut peer, now) = (Peer::new(address(1)), Instant::now());
+        peer.measure(ms(1));
+        peer.heard = Some(now);
+        assert_eq!(peer.free_wait(now, true), FREE_REPEATS);
+        assert!(FREE_REPEATS >= peer.gap(0) + peer.gap(1) + FREE_WAIT);
+        assert_eq!(peer.free_wait(now + ANSWERS_NOW, true), FREE_WAIT);
     }
 
     #[test]

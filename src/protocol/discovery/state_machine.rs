@@ -13,7 +13,7 @@ use super::{
     delayed_answers::DelayedAnswers,
     ids::Ids,
     lookup::{BroadcastWait, FREE_BROADCAST_WAIT, Lookup, Stage},
-    peer_table::{HOUR, Peer, PeerTable, REPEATS, Wanted, Wave},
+    peer_table::{AWAKE, HOUR, Peer, PeerTable, REPEATS, Wanted, Wave},
     rate_limit::{AskLimit, NewPeerLimit, PerSecond},
     slots::Slots,
 };
@@ -63,6 +63,9 @@ const LONGEST_BROADCAST_WAIT: Duration = Duration::from_millis(300);
 
 /// Times from broadcast to answer that are remembered for each interface.
 const BROADCAST_SAMPLES: usize = 128;
+
+/// A peer that says it has a path has so long to give it before others are asked.
+const CANDIDATE_WAIT: Duration = Duration::from_millis(5);
 
 /// Peers that asked while nothing was looked up, to be asked with the next burst.
 const MAX_NOTED: usize = 64;
@@ -259,18 +262,23 @@ impl Discovery {
 
     /// A peer has given a path: what was waited for it comes back.
     pub fn record_given(&mut self, now: Instant, given: PeerAddr) {
+        let mut owed = Duration::ZERO;
         for (_, peer) in self.peers.iter_mut() {
             if peer.address.ip() == given.ip() {
                 peer.given = Some(now);
                 peer.given_in_burst += 1;
+                owed = owed.max(std::mem::take(&mut peer.owed));
             }
         }
-        for lookup in self.lookups.values() {
-            if lookup.candidates.contains(&given)
-                && let Some(since) = lookup.paid_since
-            {
-                self.burst.budget.refund(since, now);
-            }
+        let lookups = self.lookups.values();
+        let paid = lookups.filter(|lookup| lookup.candidates.contains(&given));
+        let owed = owed.max(
+            paid.map(|lookup| lookup.paid(now))
+                .max()
+                .unwrap_or_default(),
+        );
+        if let Some(since) = now.checked_sub(owed) {
+            self.burst.budget.refund(since, now);
         }
     }
 
@@ -533,6 +541,9 @@ impl Discovery {
             .into_iter()
             .partition(|wave| wave.due <= now);
         let is_silent = peer.is_silent;
+        // What answered a moment ago does not sleep.
+        let is_awake = peer.was_heard_within(now, AWAKE)
+            && self.burst.first_burst_until(self.settings.wake_timeout) <= Some(now);
         let mut is_lost = false;
         for wanted in due.into_iter().flat_map(|wave| wave.sent) {
             let Some(lookup) = self.lookups.get_mut(&wanted.lookup) else {
@@ -545,7 +556,11 @@ impl Discovery {
                 return;
             };
             // One that sleeps has the asks in its socket and answers when it is up.
-            let patient_until = wanted.first_asked + self.settings.wake_timeout;
+            let patient_until = if is_awake && !lookup.is_undecided {
+                now
+            } else {
+                wanted.first_asked + self.settings.wake_timeout
+            };
             if is_silent {
                 lookup.give_up(slot);
                 lookup.check_at = Some(now);
@@ -782,6 +797,7 @@ impl Discovery {
 
     /// Looks whether a lookup is over, or what it goes on with.
     pub(super) fn check(&mut self, now: Instant, id: LookupId, actions: &mut Vec<Action>) {
+        let is_crowded = self.is_crowded(now) && !self.heard_links(now).is_empty();
         loop {
             let Some(lookup) = self.lookups.get_mut(&id) else {
                 return;
@@ -789,7 +805,7 @@ impl Discovery {
             if lookup.is_out_of_time {
                 lookup.waiting = Slots::default();
             }
-            let is_next = match lookup.stage {
+            let is_done = match lookup.stage {
                 Stage::Unicast => lookup.waiting.is_empty(),
                 Stage::Broadcast { over } => over.is_some_and(|over| {
                     let until = if lookup.is_out_of_time {
@@ -799,10 +815,11 @@ impl Discovery {
                     };
                     until <= now
                 }),
-                Stage::Old { .. } => false,
+                // The table may have become too large since.
+                Stage::Old { .. } => is_crowded && !lookup.was_broadcast,
             };
-            if is_next {
-                self.go_on(now, id, actions);
+            if is_done && self.hold(now, id, is_crowded).is_none() {
+                self.go_on(now, id, is_crowded, actions);
                 continue;
             }
             let (free, paid) = self.obstacles(now, id);
@@ -811,7 +828,8 @@ impl Discovery {
             };
             if free.is_some_and(|until| until > now) {
                 lookup.check_at = free;
-                if lookup.paid_since.take().is_some() {
+                if let Some(since) = lookup.paid_since.take() {
+                    lookup.paid += now.saturating_duration_since(since);
                     self.burst.budget.end(now);
                 }
                 return;
@@ -836,6 +854,25 @@ impl Discovery {
         }
     }
 
+    /// Until when a lookup must not go on to the next stage, if that is not over: answers to the
+    /// discovery broadcast may still come, or a peer that says it has the path may give it.
+    fn hold(&self, now: Instant, id: LookupId, is_crowded: bool) -> Option<Instant> {
+        let lookup = self.lookups.get(&id)?;
+        let is_broadcast_next = is_crowded && !lookup.was_broadcast;
+        let gate = self
+            .burst
+            .gate
+            .filter(|_| !is_broadcast_next && !self.links.is_empty());
+        let named = self.candidate_wait(now, lookup);
+        gate.max(named).filter(|&until| until > now)
+    }
+
+    /// Until when a peer that says it has the path may give it before others are asked.
+    fn candidate_wait(&self, now: Instant, lookup: &Lookup) -> Option<Instant> {
+        let named = lookup.named_at.map(|at| at + CANDIDATE_WAIT);
+        named.filter(|_| !self.burst.budget.left(now).is_zero())
+    }
+
     /// Until when a lookup is held open at no cost, and until when on the budget of the burst.
     fn obstacles(&self, now: Instant, id: LookupId) -> (Option<Instant>, Option<Instant>) {
         let Some(lookup) = self.lookups.get(&id) else {
@@ -844,6 +881,9 @@ impl Discovery {
         let wake_timeout = self.settings.wake_timeout;
         let has_links = !self.links.is_empty();
         let mut free = self.burst.gate.filter(|_| has_links);
+        if !matches!(lookup.stage, Stage::Old { .. }) {
+            free = free.max(self.candidate_wait(now, lookup));
+        }
         let mut paid = self.burst.first_burst_until(wake_timeout);
         paid = paid.filter(|_| has_links);
         match lookup.stage {
@@ -852,7 +892,8 @@ impl Discovery {
                     .waiting
                     .iter()
                     .filter_map(|slot| self.peers.get(slot));
-                let wait = waits.map(|peer| peer.free_wait(now)).max();
+                let is_over = self.burst.budget.left(now).is_zero();
+                let wait = waits.map(|peer| peer.free_wait(now, is_over)).max();
                 free = free.max(wait.map(|wait| lookup.began + wait));
                 // The repeats of each say when it is given up.
                 paid = paid.max(wait.map(|_| now + wake_timeout));
@@ -872,15 +913,14 @@ impl Discovery {
     }
 
     /// The next stage of a lookup that nobody has answered so far.
-    fn go_on(&mut self, now: Instant, id: LookupId, actions: &mut Vec<Action>) {
-        let is_unicast = |lookup: &Lookup| lookup.stage == Stage::Unicast;
-        let is_crowded = self.is_crowded(now) && !self.heard_links(now).is_empty();
-        if is_crowded && self.lookups.get(&id).is_some_and(is_unicast) {
+    fn go_on(&mut self, now: Instant, id: LookupId, is_crowded: bool, actions: &mut Vec<Action>) {
+        if let Some(lookup) = self.lookups.get_mut(&id)
+            && is_crowded
+            && !lookup.was_broadcast
+        {
             self.broadcast_queue.push(id);
-            if let Some(lookup) = self.lookups.get_mut(&id) {
-                lookup.stage = Stage::Broadcast { over: None };
-                lookup.check_at = None;
-            }
+            lookup.was_broadcast = true;
+            lookup.stage = Stage::Broadcast { over: None };
             return;
         }
         let has_old_peer = self.peers.has_old_peer(now);

@@ -1,1 +1,3 @@
+//! The rules of the module's documentation, one test each.
 
+mod stages;

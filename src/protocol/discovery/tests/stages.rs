@@ -1,0 +1,145 @@
+//! When a lookup goes from one stage to the next.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    format::StorePathHash,
+    protocol::{
+        Discovery, PathState,
+        datagram::{Answer, Datagram, Magnitude, Sender},
+        discovery::{Action, Arrival, Link, LookupId, ReturnPath, Settings},
+    },
+};
+
+const PORT: u16 = 12_304;
+
+fn ms(time: u64) -> Duration {
+    Duration::from_millis(time)
+}
+
+fn peer(number: u8) -> SocketAddr {
+    ([10, 0, 0, number], PORT).into()
+}
+
+fn discovery() -> Discovery {
+    let settings = Settings {
+        timeout: ms(50),
+        wake_timeout: ms(300),
+        port: PORT,
+        http_port: PORT,
+        configured: Vec::new(),
+    };
+    let mut discovery = Discovery::new(settings, 1, 2);
+    let link = Link {
+        interface: 2,
+        is_wireless: false,
+    };
+    discovery.set_links(vec![link], false);
+    discovery
+}
+
+/// Looks something up; what was sent, in its order.
+fn begin(discovery: &mut Discovery, now: Instant) -> (LookupId, Vec<Datagram>) {
+    let mut actions = Vec::new();
+    let hash = StorePathHash::from_raw([7; 20]);
+    let id = discovery.lookup(now, hash, &mut actions);
+    discovery.expire(now, &mut actions);
+    (id, sent(&actions))
+}
+
+fn sent(actions: &[Action]) -> Vec<Datagram> {
+    let packets = actions.iter().filter_map(|action| match action {
+        Action::Send { packet, .. } | Action::Broadcast { packet, .. } => Some(packet),
+        _ => None,
+    });
+    packets
+        .map(|packet| Datagram::parse(packet).expect("ours"))
+        .collect()
+}
+
+fn receive(discovery: &mut Discovery, now: Instant, bytes: &[u8]) -> Vec<Action> {
+    let arrival = Arrival {
+        from: peer(2),
+        path: ReturnPath {
+            interface: 2,
+            ..ReturnPath::default()
+        },
+        is_broadcast: false,
+        is_own: false,
+        is_allowed: true,
+        is_on_link: true,
+    };
+    let mut actions = Vec::new();
+    discovery.receive(now, &arrival, bytes, &mut actions);
+    actions
+}
+
+fn answer(id: u32, state: PathState) -> Vec<u8> {
+    let answer = Answer {
+        id,
+        sender: Sender {
+            http_port: PORT,
+            instance: 9,
+        },
+        streams: Magnitude::default(),
+        states: vec![state],
+    };
+    Datagram::Answer(answer).encode().to_vec()
+}
+
+fn old_requests(discovery: &mut Discovery, now: Instant) -> usize {
+    let mut actions = Vec::new();
+    discovery.expire(now, &mut actions);
+    let sent = sent(&actions);
+    let is_old = |it: &&Datagram| matches!(it, Datagram::Request { .. });
+    sent.iter().filter(is_old).count()
+}
+
+#[test]
+fn old_peers_are_asked_only_when_new_ones_had_time_to_answer() {
+    let (mut discovery, now) = (discovery(), Instant::now());
+    let (_, sent) = begin(&mut discovery, now);
+    assert!(matches!(sent[..], [Datagram::Ask(_)]), "{sent:?}");
+    assert_eq!(old_requests(&mut discovery, now + ms(1)), 0);
+    assert_eq!(old_requests(&mut discovery, now + ms(2)), 1);
+}
+
+#[test]
+fn a_peer_that_has_the_path_may_give_it_before_others_are_asked() {
+    let (mut discovery, now) = (discovery(), Instant::now());
+    let (lookup, sent) = begin(&mut discovery, now);
+    let [Datagram::Ask(ask)] = &sent[..] else {
+        panic!("{sent:?}");
+    };
+    let bytes = answer(ask.id, PathState::Present);
+    let actions = receive(&mut discovery, now + ms(1), &bytes);
+    let is_named = |action: &Action| matches!(action, Action::Candidate { .. });
+    assert!(actions.iter().any(is_named));
+    assert_eq!(old_requests(&mut discovery, now + ms(4)), 0);
+    // It did not give it: it may have lied.
+    assert_eq!(old_requests(&mut discovery, now + ms(6)), 1);
+    discovery.cancel(now + ms(6), lookup);
+}
+
+#[test]
+fn a_peer_that_responds_as_old_ones_do_is_asked_whether_it_is_new() {
+    let (mut discovery, now) = (discovery(), Instant::now());
+    let hash = StorePathHash::from_raw([7; 20]);
+    begin(&mut discovery, now);
+    let mut actions = Vec::new();
+    discovery.expire(now + ms(2), &mut actions);
+    let sent_before = sent(&actions);
+    let [Datagram::Request { id, .. }] = sent_before[..] else {
+        panic!("{sent_before:?}");
+    };
+    let response = Datagram::Response {
+        id,
+        http_port: PORT,
+        hash,
+    };
+    let actions = receive(&mut discovery, now + ms(3), &response.encode());
+    assert!(matches!(sent(&actions)[..], [Datagram::Ask(_)]));
+}
