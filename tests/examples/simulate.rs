@@ -1,7 +1,8 @@
 //! Many hosts with their discovery on a virtual clock: one asks for a closure as Nix would, and
 //! what that costs and finds is printed. Nothing is sent: no root, no network.
 //!
-//! `cargo run --release --example simulate -- --peers 100 --paths 5000 --loss 5`
+//! `cargo run --release --example simulate -- --peers 100 --paths 5000 --loss 5` simulates one
+//! LAN; `--table` all that have limits.
 
 #![expect(clippy::expect_used, reason = "the simulation is made for tests")]
 
@@ -14,11 +15,10 @@ use std::{process::ExitCode, time::Duration};
 use clap::Parser;
 
 use simulated_lan::{
-    Lan,
-    closure::{self, Mix},
-    gateway::Gateway,
-    host::Speech,
-    report::Report,
+    closure::Mix,
+    gateway::{PAUSE, Pace},
+    report::{Limits, Report},
+    scenarios::{self, Scenario},
     weather::Weather,
 };
 
@@ -26,6 +26,14 @@ use simulated_lan::{
 #[derive(Debug, Clone, Parser)]
 #[command(name = "simulate")]
 struct Options {
+    /// Simulate all LANs that have limits, one line each; the other options are of no effect.
+    #[arg(long)]
+    table: bool,
+
+    /// Only those of the table whose names contain this.
+    #[arg(long, default_value = "")]
+    only: String,
+
     /// Peers beside the asker, up to 200 in each /24.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..50_000))]
     peers: u32,
@@ -50,7 +58,7 @@ struct Options {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Percent of the peers that sleep; each needs 20 to 400 ms to wake up.
+    /// Percent of the peers that sleep; each needs 20 to 250 ms to wake up.
     #[arg(long, default_value_t = 0)]
     sleeping: u64,
 
@@ -62,9 +70,17 @@ struct Options {
     #[arg(long, default_value_t = 25)]
     parallel: usize,
 
-    /// A datagram takes 100 µs, and up to so many more.
-    #[arg(long, default_value_t = 200)]
+    /// Ask for all of these in the same moment, and for the next when all were answered.
+    #[arg(long)]
+    in_step: bool,
+
+    /// The least time that a datagram takes.
+    #[arg(long, default_value_t = 100)]
     delay_us: u64,
+
+    /// A datagram may take so much more.
+    #[arg(long, default_value_t = 100)]
+    jitter_us: u64,
 
     /// Percent of the paths that nobody has.
     #[arg(long, default_value_t = 20)]
@@ -79,58 +95,71 @@ struct Options {
     #[arg(long, default_value_t = 60)]
     share: u64,
 
-    /// Fetch no summaries.
-    #[arg(long)]
-    no_summaries: bool,
-
-    /// Fail if less than 99.9 % of what awake peers hold is found, if lookups need more than 2
-    /// datagrams, or if the p99 of misses that summaries cover is over 1 ms and a round trip.
+    /// Fail if a limit is broken; for one LAN: if less than 99.9 % is found.
     #[arg(long)]
     check: bool,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let report = simulate(&options);
-    println!("{report}");
-    let broken = report.broken();
-    for limit in &broken {
-        println!("LIMIT      {limit}");
+    let scenarios = if options.table {
+        scenarios::all()
+    } else {
+        vec![scenario(&options)]
+    };
+    let mut is_broken = false;
+    println!("{:44}{}", "", Report::HEAD);
+    for scenario in scenarios {
+        if !scenario.name.contains(&options.only) {
+            continue;
+        }
+        let report = scenario.run();
+        println!("{:44}{report}", scenario.name);
+        if !options.table {
+            for (name, count) in &report.by_type {
+                println!("{name:>44}{count:10}");
+            }
+        }
+        for limit in report.broken(&scenario.limits) {
+            is_broken = true;
+            println!("LIMIT {limit}");
+        }
     }
-    if options.check && !broken.is_empty() {
+    if options.check && is_broken {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-fn simulate(options: &Options) -> Report {
-    let weather = Weather {
-        loss: options.loss,
-        duplicates: options.duplicates,
-        delay: Duration::from_micros(options.delay_us),
-        reordered: options.reordered,
-    };
-    let mut lan = Lan::new(options.seed, weather);
-    let asker = lan.add_new([]);
-    let mix = Mix {
-        missing: options.missing,
-        rare: options.rare,
-        share: options.share,
-    };
-    let hands = mix.deal(&mut lan.draws, options.peers as usize, options.paths);
-    for (number, hand) in (0..).zip(hands) {
-        if number < options.old {
-            lan.add(Speech::Old, hand);
-        } else if lan.draws.percent(options.sleeping) {
-            let boot = Duration::from_millis(20 + lan.draws.below(380));
-            lan.add_asleep(boot, hand);
+fn scenario(options: &Options) -> Scenario {
+    Scenario {
+        name: format!("{} peers, loss {} %", options.peers, options.loss),
+        weather: Weather {
+            loss: options.loss,
+            duplicates: options.duplicates,
+            delay: Duration::from_micros(options.delay_us),
+            jitter: Duration::from_micros(options.jitter_us),
+            reordered: options.reordered,
+        },
+        peers: options.peers as usize,
+        paths: options.paths,
+        mix: Mix {
+            missing: options.missing,
+            rare: options.rare,
+            share: options.share,
+        },
+        pace: if options.in_step {
+            Pace::Rounds(options.parallel)
         } else {
-            lan.add_new(hand);
-        }
+            Pace::Connections(options.parallel, PAUSE)
+        },
+        seed: options.seed,
+        sleeping: options.sleeping,
+        old: options.old as usize,
+        limits: Limits {
+            found: Some(999.0),
+            ..Limits::default()
+        },
+        ..Scenario::default()
     }
-    let order = closure::order(&mut lan.draws, options.paths);
-    let mut gateway = Gateway::new(&mut lan, asker, order, options.parallel);
-    gateway.has_summaries = !options.no_summaries;
-    gateway.run(&mut lan, usize::MAX);
-    Report::of(&lan, &gateway)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Lan, host::Speech, weather::Draws};
+use super::{Lan, weather::Draws};
 
 /// How a closure is spread over the hosts, in percent.
 #[derive(Debug, Clone, Copy)]
@@ -16,17 +16,31 @@ pub(crate) struct Mix {
     pub(crate) share: u64,
 }
 
-impl Default for Mix {
-    fn default() -> Self {
-        Self {
-            missing: 20,
-            rare: 30,
-            share: 60,
-        }
-    }
-}
-
 impl Mix {
+    pub(crate) const USUAL: Self = Self {
+        missing: 20,
+        rare: 30,
+        share: 60,
+    };
+    /// Nobody has anything.
+    pub(crate) const NONE: Self = Self {
+        missing: 100,
+        rare: 0,
+        share: 0,
+    };
+    /// Exactly one host has each path.
+    pub(crate) const ONE: Self = Self {
+        missing: 0,
+        rare: 100,
+        share: 0,
+    };
+    /// Every host has everything.
+    pub(crate) const ALL: Self = Self {
+        missing: 0,
+        rare: 0,
+        share: 200,
+    };
+
     /// What each of `hosts` hosts has of the paths 0 to `paths`.
     pub(crate) fn deal(self, draws: &mut Draws, hosts: usize, paths: u32) -> Vec<Vec<u32>> {
         let mut hands = vec![Vec::new(); hosts];
@@ -35,7 +49,7 @@ impl Mix {
             .collect();
         for path in 0..paths {
             let kind = draws.below(100);
-            if kind < self.missing {
+            if hosts == 0 || kind < self.missing {
                 continue;
             }
             if kind < self.missing + self.rare {
@@ -61,19 +75,14 @@ pub(crate) fn order(draws: &mut Draws, paths: u32) -> Vec<u32> {
     order
 }
 
-/// Hosts beside `asker` that are awake and hold `path`.
-pub(crate) fn awake_holders(lan: &Lan, asker: usize, path: u32) -> BTreeSet<usize> {
+/// Hosts beside `asker` that hold `path` and serve it, asleep or not.
+pub(crate) fn holders(lan: &Lan, asker: usize, path: u32) -> BTreeSet<usize> {
     let hosts = lan.hosts.iter().enumerate();
     hosts
-        .filter(|(number, host)| *number != asker && host.is_awake() && host.holds.contains(path))
+        .filter(|(number, host)| {
+            let serves = !host.is_off() && !host.is_http_stuck && host.known_from <= lan.now;
+            *number != asker && serves && host.holds.contains(path)
+        })
         .map(|(number, _)| number)
         .collect()
-}
-
-/// Whether a host beside `asker` holds `path`, asleep or not.
-pub(crate) fn is_held(lan: &Lan, asker: usize, path: u32) -> bool {
-    let mut hosts = lan.hosts.iter().enumerate();
-    hosts.any(|(number, host)| {
-        number != asker && !matches!(host.speech, Speech::Gone) && host.holds.contains(path)
-    })
 }

@@ -1,5 +1,6 @@
-//! One machine whose Nix asks for a closure, and what its daemon does for that: asks peers whose
-//! summaries say that they probably have a path over HTTP, and the LAN for what no summary names.
+//! One machine whose Nix asks for a closure, and what its daemon does for that: looks each path
+//! up, and asks those that say they have it for the narinfo over HTTP; the first that gives it
+//! ends the lookup.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -7,136 +8,122 @@ use std::{
 };
 
 use peerix::protocol::{
-    End,
-    discovery::{Kind, PeerInfo},
+    PeerAddr,
+    discovery::{End, LookupId},
 };
 
-use super::{
-    Lan, News, closure,
-    host::{Holdings, Speech, host_at},
-    weather::Draws,
-};
-
-/// Summaries are worth their bytes after so many lookups.
-const LOOKUPS_BEFORE_SUMMARIES: usize = 32;
-
-const MOST_SUMMARIES: usize = 16;
-
-/// From an answer of the gateway to the next question of the same connection of Nix: least, and
-/// how much more it may be.
-const PAUSE: (Duration, Duration) = (Duration::from_micros(100), Duration::from_micros(300));
+use super::{Lan, News, closure, host::host_at};
 
 /// What a narinfo takes at its holder, beside the round trip.
 const SERVING: Duration = Duration::from_micros(300);
 
-/// A connection to a host that is off fails after this; its summary is then of no use.
-const NO_CONNECTION: Duration = Duration::from_millis(500);
+/// The next candidate is asked beside one that has not answered after this.
+const HEDGE: Duration = Duration::from_millis(2);
 
-/// Bytes a second of the LAN, for summaries.
-const RATE: f64 = 100e6;
+/// What any request may take without being paid.
+const FREE_WAIT: Duration = Duration::from_millis(5);
 
-/// Of 1,000 paths that are not there a summary names so many.
-const FALSE_POSITIVES: u64 = 4;
+/// How Nix asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pace {
+    /// So many paths in one moment, the next ones when all were answered.
+    Rounds(usize),
+    /// So many connections; from an answer to the next question of the same connection it takes
+    /// this long, and up to as much again.
+    Connections(usize, Duration),
+}
 
-/// The fixed part of a summary, with the heads of HTTP.
-const SUMMARY_HEAD_BYTES: u64 = 300;
+/// From an answer of the gateway to the next question of the same connection of Nix.
+pub(crate) const PAUSE: Duration = Duration::from_micros(150);
 
-const HASH_BYTES: u64 = 20;
+impl Pace {
+    /// One path after the other, as along a chain of references.
+    pub(crate) const CHAIN: Self = Self::Connections(1, PAUSE);
+    /// As Nix asks for a closure.
+    pub(crate) const CLOSURE: Self = Self::Connections(25, PAUSE);
+    /// The 25 connections of Nix in step.
+    pub(crate) const ROUNDS: Self = Self::Rounds(25);
+}
 
 /// A path that was asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(crate) path: u32,
     pub(crate) took: Duration,
-    /// The host it came from.
+    /// The host that gave it.
     pub(crate) from: Option<usize>,
-    /// How its lookup ended: `None` without one, or if it was cancelled.
+    /// How its lookup ended: `None` if it was cancelled.
     pub(crate) end: Option<End>,
-    /// A host that was awake all the time had it.
-    pub(crate) is_held_awake: bool,
-    /// A host had it, awake or not.
+    /// A host had it, from the question to the end.
     pub(crate) is_held: bool,
-}
-
-#[derive(Debug)]
-struct Summary {
-    host: usize,
-    generation: u64,
-    holds: Holdings,
-}
-
-impl Summary {
-    /// Whether it names `path`; at times one that is not there.
-    fn names(&self, instance: u64, path: u32) -> bool {
-        let drawn = Draws(instance ^ u64::from(path)).below(1_000);
-        self.holds.contains(path) || drawn < FALSE_POSITIVES
-    }
 }
 
 #[derive(Debug)]
 struct Task {
     path: u32,
     began: Instant,
-    awake_holders: BTreeSet<usize>,
-    is_held: bool,
-    /// Whom to ask over HTTP, one after the other.
-    candidates: VecDeque<usize>,
-    is_asking: bool,
-    lookup: Option<u32>,
+    holders: BTreeSet<usize>,
+    lookup: Option<LookupId>,
     end: Option<End>,
+    /// Whom to ask over HTTP; peers with a known round trip come first.
+    candidates: VecDeque<PeerAddr>,
+    /// Who was asked and has not answered, and whether the wait for it is paid.
+    asking: BTreeMap<PeerAddr, bool>,
+    paid_since: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Alarm {
     Next,
-    Tried { task: u64, host: usize },
-    Fetched { instance: u64, host: usize },
+    /// A host has answered.
+    Tried(u64, PeerAddr),
+    /// Another candidate may be asked.
+    Hedge(u64),
+    /// The wait for a host is no longer free.
+    Late(u64, PeerAddr),
+    /// The budget may be used up.
+    Over(u64),
 }
 
 pub(crate) struct Gateway {
     host: usize,
     paths: VecDeque<u32>,
+    pace: Pace,
     tasks: BTreeMap<u64, Task>,
-    tasks_by_lookup: HashMap<u32, u64>,
+    tasks_by_lookup: HashMap<LookupId, u64>,
     alarms: HashMap<u64, Alarm>,
     counter: u64,
-    begun: usize,
-    summaries: BTreeMap<u64, Summary>,
-    fetching: BTreeSet<u64>,
-    pub(crate) has_summaries: bool,
+    /// Peers that did not answer in all the time that there was.
+    failed: BTreeSet<PeerAddr>,
     pub(crate) asked: Vec<Asked>,
-    pub(crate) summary_bytes: u64,
-    pub(crate) summary_fetches: u64,
 }
 
 impl Gateway {
-    /// Asks for `paths`, `parallel` at once.
-    pub(crate) fn new(lan: &mut Lan, host: usize, paths: Vec<u32>, parallel: usize) -> Self {
+    /// Asks for `paths`.
+    pub(crate) fn new(lan: &mut Lan, host: usize, paths: Vec<u32>, pace: Pace) -> Self {
         let mut gateway = Self {
             host,
             paths: paths.into(),
+            pace,
             tasks: BTreeMap::new(),
             tasks_by_lookup: HashMap::new(),
             alarms: HashMap::new(),
             counter: 0,
-            begun: 0,
-            summaries: BTreeMap::new(),
-            fetching: BTreeSet::new(),
-            has_summaries: true,
+            failed: BTreeSet::new(),
             asked: Vec::new(),
-            summary_bytes: 0,
-            summary_fetches: 0,
         };
+        let (Pace::Rounds(parallel) | Pace::Connections(parallel, _)) = pace;
         for _ in 0..parallel {
             gateway.alarm(lan, Duration::ZERO, Alarm::Next);
         }
         gateway
     }
 
-    /// Until all, or `count` paths, have been asked for.
+    /// Until all paths, or `count` more, have been asked for.
     pub(crate) fn run(&mut self, lan: &mut Lan, count: usize) {
         let far = lan.now + Duration::from_secs(3_600);
-        while self.asked.len() < count && !(self.paths.is_empty() && self.tasks.is_empty()) {
+        let until = self.asked.len().saturating_add(count);
+        while self.asked.len() < until && !(self.paths.is_empty() && self.tasks.is_empty()) {
             assert!(lan.step(far), "a lookup never ends");
             for news in lan.news() {
                 self.take(lan, news);
@@ -144,20 +131,32 @@ impl Gateway {
         }
     }
 
+    /// What is asked for next.
+    pub(crate) fn next_path(&self) -> Option<u32> {
+        self.paths.front().copied()
+    }
+
     fn take(&mut self, lan: &mut Lan, news: News) {
         match news {
             News::Alarm(number) => match self.alarms.remove(&number) {
                 Some(Alarm::Next) => self.begin_next(lan),
-                Some(Alarm::Tried { task, host }) => self.take_answer(lan, task, host),
-                Some(Alarm::Fetched { instance, host }) => self.take_summary(lan, instance, host),
+                Some(Alarm::Tried(task, peer)) => self.take_answer(lan, task, peer),
+                Some(Alarm::Hedge(task)) => self.ask_next(lan, task),
+                Some(Alarm::Late(task, peer)) => self.pay(lan, task, peer),
+                Some(Alarm::Over(task)) => self.check_budget(lan, task),
                 None => {}
             },
             News::Candidate(host, lookup, peer) if host == self.host => {
                 if let Some(&number) = self.tasks_by_lookup.get(&lookup)
                     && let Some(task) = self.tasks.get_mut(&number)
                 {
-                    task.candidates.push_back(host_at(peer.socket_addr()));
-                    self.go_on(lan, number);
+                    match lan.core(host).round_trip(peer) {
+                        Some(_) => task.candidates.push_front(peer),
+                        None => task.candidates.push_back(peer),
+                    }
+                    if task.asking.is_empty() {
+                        self.ask_next(lan, number);
+                    }
                 }
             }
             News::Finished(host, lookup, outcome) if host == self.host => {
@@ -166,7 +165,7 @@ impl Gateway {
                 {
                     task.lookup = None;
                     task.end = Some(outcome.end);
-                    self.go_on(lan, number);
+                    self.end_if_over(lan, number);
                 }
             }
             News::Candidate(..) | News::Finished(..) => {}
@@ -177,83 +176,134 @@ impl Gateway {
         let Some(path) = self.paths.pop_front() else {
             return;
         };
-        self.begun += 1;
-        self.choose_summaries(lan);
-        let probable = self.summaries.iter();
-        let probable = probable.filter(|&(&instance, summary)| summary.names(instance, path));
-        let mut candidates: VecDeque<usize> = probable.map(|(_, summary)| summary.host).collect();
-        if !candidates.is_empty() {
-            let first = lan.draws.below(candidates.len() as u64) as usize;
-            candidates.rotate_left(first);
-        }
-        let is_first_hand = candidates.is_empty();
-        let awake_holders = closure::awake_holders(lan, self.host, path);
+        let id = lan.lookup(self.host, path);
         let task = Task {
             path,
             began: lan.now,
-            awake_holders,
-            is_held: closure::is_held(lan, self.host, path),
-            candidates,
-            is_asking: false,
-            lookup: None,
+            holders: closure::holders(lan, self.host, path),
+            lookup: Some(id),
             end: None,
+            candidates: VecDeque::new(),
+            asking: BTreeMap::new(),
+            paid_since: None,
         };
-        let number = self.number();
-        self.tasks.insert(number, task);
-        if is_first_hand {
-            self.look_up(lan, number);
-        } else {
-            self.go_on(lan, number);
+        self.counter += 1;
+        self.tasks.insert(self.counter, task);
+        self.tasks_by_lookup.insert(id, self.counter);
+    }
+
+    /// Asks one more candidate for the narinfo.
+    fn ask_next(&mut self, lan: &mut Lan, number: u64) {
+        let Some(task) = self.tasks.get_mut(&number) else {
+            return;
+        };
+        let Some(peer) = task.candidates.pop_front() else {
+            return self.end_if_over(lan, number);
+        };
+        let now = lan.now;
+        let core = lan.core(self.host);
+        if self.failed.contains(&peer) && core.budget().left(now).is_zero() {
+            return self.ask_next(lan, number);
+        }
+        task.asking.insert(peer, false);
+        let free = match core.round_trip(peer) {
+            Some(time) if core.is_trusted_to_answer(now, peer) => time.max(FREE_WAIT),
+            _ => FREE_WAIT,
+        };
+        let host = host_at(peer.socket_addr()).filter(|&host| host < lan.hosts.len());
+        let is_up = |&host: &usize| lan.hosts[host].is_awake() && !lan.hosts[host].is_http_stuck;
+        if let Some(host) = host.filter(is_up) {
+            let takes = lan.round_trip(self.host, host) + SERVING;
+            self.alarm(lan, takes, Alarm::Tried(number, peer));
+        }
+        self.alarm(lan, free, Alarm::Late(number, peer));
+        self.alarm(lan, HEDGE, Alarm::Hedge(number));
+    }
+
+    fn take_answer(&mut self, lan: &mut Lan, number: u64, peer: PeerAddr) {
+        let Some(task) = self.tasks.get_mut(&number) else {
+            return;
+        };
+        // It may have been given up.
+        if task.asking.remove(&peer).is_none() {
+            return;
+        }
+        let host = host_at(peer.socket_addr()).expect("it has answered");
+        let holder = &lan.hosts[host];
+        if holder.holds.contains(task.path) && holder.is_awake() {
+            let (now, paid_since) = (lan.now, task.paid_since);
+            let core = lan.core(self.host);
+            core.record_given(now, peer);
+            self.failed.remove(&peer);
+            if let Some(since) = paid_since {
+                core.budget().refund(since, now);
+            }
+            return self.finish(lan, number, Some(host));
+        }
+        self.stop_paying(lan, number);
+        if self.tasks[&number].asking.is_empty() {
+            self.ask_next(lan, number);
         }
     }
 
-    fn look_up(&mut self, lan: &mut Lan, number: u64) {
-        let task = self.tasks.get_mut(&number).expect("a task");
-        let id = lan.lookup(self.host, task.path);
-        task.lookup = Some(id);
-        self.tasks_by_lookup.insert(id, number);
-    }
-
-    /// The next step of a task that may have one.
-    fn go_on(&mut self, lan: &mut Lan, number: u64) {
-        let Some(task) = self.tasks.get_mut(&number).filter(|task| !task.is_asking) else {
+    fn pay(&mut self, lan: &mut Lan, number: u64, peer: PeerAddr) {
+        let Some(task) = self.tasks.get_mut(&number) else {
             return;
         };
-        if let Some(host) = task.candidates.pop_front() {
-            task.is_asking = true;
-            let is_off = matches!(lan.hosts[host].speech, Speech::Gone);
-            let takes = if is_off {
-                NO_CONNECTION
-            } else {
-                lan.weather.round_trip(&mut lan.draws) + SERVING
-            };
-            let task = number;
-            self.alarm(lan, takes, Alarm::Tried { task, host });
-        } else if task.lookup.is_none() && task.end.is_none() {
-            self.look_up(lan, number);
-        } else if task.end.is_some() {
+        if let Some(is_paid) = task.asking.get_mut(&peer) {
+            *is_paid = true;
+            if task.paid_since.is_none() {
+                task.paid_since = Some(lan.now);
+                let now = lan.now;
+                lan.core(self.host).budget().begin(now);
+            }
+            self.check_budget(lan, number);
+        }
+    }
+
+    /// With the budget used up, only free waits go on.
+    fn check_budget(&mut self, lan: &mut Lan, number: u64) {
+        let Some(task) = self.tasks.get_mut(&number) else {
+            return;
+        };
+        if task.paid_since.is_none() {
+            return;
+        }
+        let now = lan.now;
+        let left = lan.core(self.host).budget().left(now);
+        if !left.is_zero() {
+            return self.alarm(lan, left, Alarm::Over(number));
+        }
+        let late = task.asking.iter().filter(|(_, is_paid)| **is_paid);
+        self.failed.extend(late.map(|(&peer, _)| peer));
+        task.asking.retain(|_, is_paid| !*is_paid);
+        self.stop_paying(lan, number);
+        if self.tasks[&number].asking.is_empty() {
+            self.ask_next(lan, number);
+        }
+    }
+
+    fn stop_paying(&mut self, lan: &mut Lan, number: u64) {
+        let task = self.tasks.get_mut(&number).expect("a task");
+        let is_paying = task.asking.values().any(|&is_paid| is_paid);
+        if !is_paying && task.paid_since.take().is_some() {
+            let now = lan.now;
+            lan.core(self.host).budget().end(now);
+        }
+    }
+
+    fn end_if_over(&mut self, lan: &mut Lan, number: u64) {
+        let task = &self.tasks[&number];
+        let is_waiting = !task.asking.is_empty() || !task.candidates.is_empty();
+        if task.lookup.is_none() && !is_waiting {
             self.finish(lan, number, None);
         }
     }
 
-    fn take_answer(&mut self, lan: &mut Lan, number: u64, host: usize) {
-        let Some(task) = self.tasks.get_mut(&number) else {
-            return;
-        };
-        task.is_asking = false;
-        let holder = &lan.hosts[host];
-        let is_off = matches!(holder.speech, Speech::Gone);
-        if holder.holds.contains(task.path) && !is_off {
-            return self.finish(lan, number, Some(host));
-        }
-        if is_off {
-            self.summaries.retain(|_, summary| summary.host != host);
-            self.tell_summaries(lan);
-        }
-        self.go_on(lan, number);
-    }
-
     fn finish(&mut self, lan: &mut Lan, number: u64, from: Option<usize>) {
+        let task = self.tasks.get_mut(&number).expect("a task");
+        task.asking.clear();
+        self.stop_paying(lan, number);
         let task = self.tasks.remove(&number).expect("a task");
         if let Some(id) = task.lookup {
             self.tasks_by_lookup.remove(&id);
@@ -262,101 +312,36 @@ impl Gateway {
                 lan.cancel(self.host, id);
             }
         }
-        let still = |&host: &usize| lan.hosts[host].is_awake();
+        let still = |&host: &usize| !lan.hosts[host].is_off();
         self.asked.push(Asked {
             path: task.path,
             took: lan.now - task.began,
             from,
             end: task.end,
-            is_held_awake: task.awake_holders.iter().any(still),
-            is_held: task.is_held,
+            is_held: task.holders.iter().any(still),
         });
-        let (least, more) = PAUSE;
-        let pause = least + Duration::from_micros(lan.draws.below(more.as_micros() as u64));
-        self.alarm(lan, pause, Alarm::Next);
-    }
-
-    /// Fetches what there is room for, and what was added since to those that are here.
-    fn choose_summaries(&mut self, lan: &mut Lan) {
-        if !self.has_summaries || self.begun <= LOOKUPS_BEFORE_SUMMARIES {
-            return;
-        }
-        let now = lan.now;
-        let mut peers = lan.core(self.host).peers(now);
-        peers.retain(|peer| peer.kind == Kind::New && peer.has_answered);
-        peers.sort_by_key(|peer| std::cmp::Reverse(peer.present));
-        for PeerInfo { about, address, .. } in peers {
-            let Some(about) = about.filter(|about| about.version >= 2) else {
-                continue;
-            };
-            let instance = about.instance;
-            let places = self.summaries.len() + self.new_fetches();
-            let is_wanted = match self.summaries.get(&instance) {
-                Some(summary) => summary.generation < about.generation,
-                None => places < MOST_SUMMARIES,
-            };
-            if is_wanted && self.fetching.insert(instance) {
-                self.fetch(lan, instance, host_at(address));
+        match self.pace {
+            Pace::Rounds(parallel) => {
+                if self.tasks.is_empty() {
+                    for _ in 0..parallel {
+                        self.schedule_next(lan, PAUSE);
+                    }
+                }
+            }
+            Pace::Connections(_, pause) => {
+                let more = lan.draws.below(pause.as_micros() as u64);
+                self.schedule_next(lan, pause + Duration::from_micros(more));
             }
         }
     }
 
-    fn new_fetches(&self) -> usize {
-        let fetching = self.fetching.iter();
-        fetching
-            .filter(|instance| !self.summaries.contains_key(instance))
-            .count()
-    }
-
-    fn fetch(&mut self, lan: &mut Lan, instance: u64, host: usize) {
-        let holder = &lan.hosts[host];
-        // It stays among those that are being fetched: nobody tries again in this burst.
-        if matches!(holder.speech, Speech::Gone) {
-            return;
-        }
-        let bytes = SUMMARY_HEAD_BYTES
-            + match self.summaries.get(&instance) {
-                Some(summary) => (holder.generation - summary.generation) * HASH_BYTES,
-                None => holder.holds.len() * 9 / 8,
-            };
-        self.summary_bytes += bytes;
-        self.summary_fetches += 1;
-        let trips: Duration = (0..3).map(|_| lan.weather.round_trip(&mut lan.draws)).sum();
-        let takes = trips + SERVING + Duration::from_secs_f64(bytes as f64 / RATE);
-        self.alarm(lan, takes, Alarm::Fetched { instance, host });
-    }
-
-    fn take_summary(&mut self, lan: &mut Lan, instance: u64, host: usize) {
-        self.fetching.remove(&instance);
-        let holder = &lan.hosts[host];
-        if matches!(holder.speech, Speech::Gone) {
-            return;
-        }
-        let summary = Summary {
-            host,
-            generation: holder.generation,
-            holds: holder.holds.clone(),
-        };
-        self.summaries.insert(instance, summary);
-        self.tell_summaries(lan);
-    }
-
-    fn tell_summaries(&self, lan: &mut Lan) {
-        let known = self.summaries.iter();
-        let known: Vec<(u64, u64)> = known
-            .map(|(&instance, summary)| (instance, summary.generation))
-            .collect();
-        lan.core(self.host).set_summaries(&known);
+    fn schedule_next(&mut self, lan: &mut Lan, pause: Duration) {
+        self.alarm(lan, pause, Alarm::Next);
     }
 
     fn alarm(&mut self, lan: &mut Lan, after: Duration, alarm: Alarm) {
-        let number = self.number();
-        self.alarms.insert(number, alarm);
-        lan.alarm(after, number);
-    }
-
-    fn number(&mut self) -> u64 {
         self.counter += 1;
-        self.counter
+        self.alarms.insert(self.counter, alarm);
+        lan.alarm(after, self.counter);
     }
 }

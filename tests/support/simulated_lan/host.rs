@@ -1,14 +1,17 @@
-//! One host of the simulated LAN: how it speaks, where it is, and what it holds.
+//! One host of the simulated LAN: how it responds, where it is, and what it holds.
 
 use std::{
-    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
+    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use peerix::{
     format::StorePathHash,
-    protocol::{Discovery, discovery::Saved},
+    protocol::{
+        Discovery,
+        discovery::{Arrival, PersistedState},
+    },
 };
 
 pub(crate) const PORT: u16 = 12_304;
@@ -16,37 +19,34 @@ pub(crate) const PORT: u16 = 12_304;
 /// Hosts in one /24; all of the LAN is one /16.
 const HOSTS_PER_NETWORK: usize = 200;
 
-/// IPv4 address of a host.
+/// The address of a host.
 pub(crate) fn address(host: usize) -> SocketAddr {
     let (network, number) = (host / HOSTS_PER_NETWORK, host % HOSTS_PER_NETWORK);
     SocketAddr::new([10, 0, network as u8, 1 + number as u8].into(), PORT)
 }
 
-/// Its link-local IPv6 address.
-pub(crate) fn address_v6(host: usize) -> SocketAddr {
-    let ip = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1 + host as u16);
-    SocketAddrV6::new(ip, PORT, 0, 2).into()
-}
-
-/// The host that has `address`.
-pub(crate) fn host_at(address: SocketAddr) -> usize {
-    match address {
-        SocketAddr::V4(v4) => {
-            let [_, _, network, number] = v4.ip().octets();
-            usize::from(network) * HOSTS_PER_NETWORK + usize::from(number) - 1
-        }
-        SocketAddr::V6(v6) => usize::from(v6.ip().segments()[7]) - 1,
-    }
+/// The host that has `address`; one that does not exist may have any address outside the LAN.
+pub(crate) fn host_at(address: SocketAddr) -> Option<usize> {
+    let SocketAddr::V4(v4) = address else {
+        return None;
+    };
+    let [10, 0, network, number] = v4.ip().octets() else {
+        return None;
+    };
+    let number = usize::from(number).checked_sub(1)?;
+    Some(usize::from(network) * HOSTS_PER_NETWORK + number)
 }
 
 /// Paths are numbers.
 pub(crate) fn hash(number: u32) -> StorePathHash {
-    StorePathHash::parse(format!("{number:032}").as_bytes()).expect("a hash")
+    let mut raw = [0; 20];
+    raw[..4].copy_from_slice(&number.to_be_bytes());
+    StorePathHash::from_raw(raw)
 }
 
-fn number(hash: StorePathHash) -> u32 {
-    let digits = hash.as_bytes().iter();
-    digits.fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'))
+fn number(hash: &StorePathHash) -> u32 {
+    let [a, b, c, d, ..] = hash.to_raw();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// A set of paths.
@@ -68,11 +68,7 @@ impl Holdings {
     }
 
     pub(crate) fn holds(&self, hash: &StorePathHash) -> bool {
-        self.contains(number(*hash))
-    }
-
-    pub(crate) fn len(&self) -> u64 {
-        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+        self.contains(number(hash))
     }
 }
 
@@ -86,69 +82,61 @@ impl FromIterator<u32> for Holdings {
     }
 }
 
-/// How a host speaks.
+/// What answers on a host.
 #[derive(Debug)]
-pub(crate) enum Speech {
+pub(crate) enum Daemon {
     New(Box<Discovery>),
-    /// The first peerix: answers what it has, ignores all but requests.
+    /// The first peerix: answers with what it has, ignores all but requests.
     Old,
     /// Its socket is open, and the first datagram starts the daemon.
     Asleep {
-        saved: Saved,
+        saved: Rc<PersistedState>,
         boot: Duration,
     },
-    /// Off, or not there yet.
-    Gone,
-}
-
-/// By what a host is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reach {
-    V4,
-    /// Its IPv4 is filtered, or it has none.
-    V6,
-    Both,
-}
-
-impl Reach {
-    pub(crate) fn by(self, is_ipv6: bool) -> bool {
-        match self {
-            Self::V4 => !is_ipv6,
-            Self::V6 => is_ipv6,
-            Self::Both => true,
-        }
-    }
+    /// Answers every broadcast ask in the name of hosts that do not exist.
+    Forger,
+    /// Switched off, or not there yet.
+    Off,
 }
 
 #[derive(Debug)]
 pub(crate) struct Host {
-    pub(crate) speech: Speech,
+    pub(crate) daemon: Daemon,
     pub(crate) holds: Holdings,
-    pub(crate) generation: u64,
-    pub(crate) reach: Reach,
-    /// It slept when the run began.
-    pub(crate) was_asleep: bool,
+    /// All datagrams and connections to and from it take so much longer, in each direction.
+    pub(crate) distance: Duration,
+    /// It takes connections and answers nothing.
+    pub(crate) is_http_stuck: bool,
+    /// What it holds must be found from then on.
+    pub(crate) known_from: Instant,
     /// What came in before the daemon was up.
-    pub(super) queue: Vec<(SocketAddr, Rc<[u8]>)>,
+    pub(super) queue: Vec<(Arrival, Rc<[u8]>)>,
     /// When its daemon is to be woken by its timer.
     pub(super) clock: Option<Instant>,
+    /// Timers that expired in the same instant, and that instant.
+    pub(super) expired: (Option<Instant>, u32),
 }
 
 impl Host {
-    pub(super) fn new(speech: Speech, holds: Holdings) -> Self {
+    pub(super) fn new(daemon: Daemon, holds: Holdings, known_from: Instant) -> Self {
         Self {
-            was_asleep: matches!(speech, Speech::Asleep { .. }),
-            speech,
-            generation: holds.len(),
+            daemon,
             holds,
-            reach: Reach::V4,
+            distance: Duration::ZERO,
+            is_http_stuck: false,
+            known_from,
             queue: Vec::new(),
             clock: None,
+            expired: (None, 0),
         }
     }
 
     /// Whether it answers at once.
     pub(crate) fn is_awake(&self) -> bool {
-        matches!(self.speech, Speech::New(_) | Speech::Old)
+        matches!(self.daemon, Daemon::New(_) | Daemon::Old)
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        matches!(self.daemon, Daemon::Off)
     }
 }

@@ -1,189 +1,143 @@
-//! What a burst of lookups cost and found, and whether that is within the limits.
+//! What lookups cost and found, and whether that is within the limits.
 
 use std::{fmt, time::Duration};
 
-use peerix::protocol::End;
+use super::{Lan, gateway::Gateway};
 
-use super::{
-    Lan,
-    gateway::{Asked, Gateway},
-    host::Speech,
-};
-
-/// Of what is there, so much has to be found.
-const LEAST_FOUND: f64 = 0.999;
-
-const MOST_DATAGRAMS: f64 = 2.0;
-
-/// For a miss that summaries cover, beside the longest round trip.
-const MOST_FOR_COVERED: Duration = Duration::from_millis(1);
-
-/// Times, sorted.
+/// Times, sorted when they are looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
-    fn of(times: impl Iterator<Item = Duration>) -> Self {
-        let mut times: Vec<Duration> = times.collect();
+    /// The time that this part of 1,000 does not exceed; zero if there are no times.
+    pub(crate) fn quantile(&self, thousandths: usize) -> Duration {
+        let mut times = self.0.clone();
         times.sort_unstable();
-        Self(times)
+        let place = (times.len() * thousandths).div_ceil(1_000);
+        let time = times.get(place.saturating_sub(1));
+        time.copied().unwrap_or_default()
     }
 
-    /// What so many percent do not exceed; none if there are no times.
-    pub(crate) fn percentile(&self, percent: usize) -> Duration {
-        let last = self.0.len().saturating_sub(1);
-        let place = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
-        self.0.get(place.min(last)).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.0.len()
+    pub(crate) fn longest(&self) -> Duration {
+        self.0.iter().copied().max().unwrap_or_default()
     }
 }
 
-impl fmt::Display for Times {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |percent| self.percentile(percent).as_secs_f64() * 1e3;
-        write!(
-            f,
-            "p50 {:8.3} ms   p99 {:8.3} ms   of {}",
-            ms(50),
-            ms(99),
-            self.count()
-        )
-    }
-}
-
-/// The figures of one burst.
-#[derive(Debug)]
+/// The figures of one run, or of several.
+#[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) lookups: usize,
-    /// Paths that hosts held which were awake all the time, and how many of them were found.
-    pub(crate) held_awake: usize,
-    pub(crate) found_awake: usize,
-    /// The same of all hosts.
+    /// Paths that a host held from the question to the end, and how many of them were found.
     pub(crate) held: usize,
     pub(crate) found: usize,
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
-    by_type: Vec<(&'static str, u64)>,
-    pub(crate) summaries: u64,
-    pub(crate) summary_bytes: u64,
+    pub(crate) by_type: Vec<(&'static str, u64)>,
+    /// The most answers that one broadcast got.
+    pub(crate) most_answers: u64,
     pub(crate) hits: Times,
     pub(crate) misses: Times,
-    /// Misses that ended because summaries said so.
-    pub(crate) covered: Times,
-    pub(crate) round_trip: Duration,
-    pub(crate) sleepers: usize,
-    pub(crate) woken: usize,
     /// From the first question to the last answer.
     pub(crate) took: Duration,
 }
 
+/// What must hold; what is `None` is not limited.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits {
+    /// Of 1,000 paths that are held, so many are found at least.
+    pub(crate) found: Option<f64>,
+    pub(crate) datagrams: Option<f64>,
+    pub(crate) answers: Option<u64>,
+    pub(crate) longest_hit: Option<Duration>,
+    pub(crate) miss_p99: Option<Duration>,
+    pub(crate) took: Option<Duration>,
+}
+
 impl Report {
     pub(crate) fn of(lan: &Lan, gateway: &Gateway) -> Self {
-        let asked = &gateway.asked;
-        let times = |of: &dyn Fn(&Asked) -> bool| {
-            Times::of(asked.iter().filter(|&it| of(it)).map(|it| it.took))
-        };
-        let count = |of: &dyn Fn(&Asked) -> bool| asked.iter().filter(|&it| of(it)).count();
-        let sleepers = lan.hosts.iter().filter(|host| host.was_asleep);
-        let woken = |host: &&super::host::Host| !matches!(host.speech, Speech::Asleep { .. });
-        Self {
-            lookups: asked.len(),
-            held_awake: count(&|it| it.is_held_awake),
-            found_awake: count(&|it| it.is_held_awake && it.from.is_some()),
-            held: count(&|it| it.is_held),
-            found: count(&|it| it.is_held && it.from.is_some()),
-            datagrams: lan.traffic.datagrams,
-            bytes: lan.traffic.bytes,
-            by_type: lan.traffic.by_type(),
-            summaries: gateway.summary_fetches,
-            summary_bytes: gateway.summary_bytes,
-            hits: times(&|it| it.from.is_some()),
-            misses: times(&|it| it.from.is_none()),
-            covered: times(&|it| it.from.is_none() && it.end == Some(End::Covered)),
-            round_trip: lan.weather.longest_round_trip(),
-            sleepers: sleepers.clone().count(),
-            woken: sleepers.filter(woken).count(),
-            took: lan.now - lan.start,
+        let mut report = Self::default();
+        report.add(lan, gateway);
+        report
+    }
+
+    /// Adds what another run cost and found.
+    pub(crate) fn add(&mut self, lan: &Lan, gateway: &Gateway) {
+        for asked in &gateway.asked {
+            self.lookups += 1;
+            self.held += usize::from(asked.is_held);
+            self.found += usize::from(asked.is_held && asked.from.is_some());
+            let times = match asked.from {
+                Some(_) => &mut self.hits,
+                None => &mut self.misses,
+            };
+            times.0.push(asked.took);
         }
+        self.datagrams += lan.traffic.datagrams;
+        self.bytes += lan.traffic.bytes;
+        self.most_answers = self.most_answers.max(lan.traffic.most_answers());
+        self.by_type = lan.traffic.by_type();
+        self.took += lan.now - lan.start;
     }
 
-    pub(crate) fn datagrams_per_lookup(&self) -> f64 {
-        self.datagrams as f64 / self.lookups.max(1) as f64
+    pub(crate) fn per_lookup(&self, count: u64) -> f64 {
+        count as f64 / self.lookups.max(1) as f64
     }
 
-    /// Of what was held by hosts that were awake.
-    pub(crate) fn found_part(&self) -> f64 {
-        self.found_awake as f64 / self.held_awake.max(1) as f64
+    /// Percent of what was held.
+    pub(crate) fn found_percent(&self) -> f64 {
+        100.0 * self.found as f64 / self.held.max(1) as f64
     }
 
     /// What is not as it has to be.
-    pub(crate) fn broken(&self) -> Vec<String> {
+    pub(crate) fn broken(&self, limits: &Limits) -> Vec<String> {
         let mut broken = Vec::new();
-        if self.held_awake > 0 && self.found_part() < LEAST_FOUND {
-            broken.push(format!("found {:.2} %", self.found_part() * 100.0));
-        }
-        if self.datagrams_per_lookup() > MOST_DATAGRAMS {
-            let each = self.datagrams_per_lookup();
-            broken.push(format!("{each:.2} datagrams per lookup"));
-        }
-        let most = MOST_FOR_COVERED + self.round_trip;
-        if self.covered.percentile(99) > most {
-            let p99 = self.covered.percentile(99);
-            broken.push(format!("{p99:?} for misses that summaries cover"));
-        }
+        let mut check = |name: &str, found: f64, most: Option<f64>, unit: &str| {
+            if let Some(most) = most.filter(|&most| found > most) {
+                broken.push(format!("{name}: {found:.3} {unit}, at most {most:.3}"));
+            }
+        };
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let lost = 1_000.0 * (self.held - self.found) as f64 / self.held.max(1) as f64;
+        let lost_at_most = limits.found.map(|found| 1_000.0 - found);
+        check("not found", lost, lost_at_most, "of 1,000");
+        let datagrams = self.per_lookup(self.datagrams);
+        check("datagrams", datagrams, limits.datagrams, "per lookup");
+        let answers = limits.answers.map(|most| most as f64);
+        check(
+            "answers to one broadcast",
+            self.most_answers as f64,
+            answers,
+            "",
+        );
+        let longest = self.hits.longest();
+        check("longest hit", ms(longest), limits.longest_hit.map(ms), "ms");
+        let p99 = self.misses.quantile(990);
+        check("99 % of the misses", ms(p99), limits.miss_p99.map(ms), "ms");
+        check("all", ms(self.took), limits.took.map(ms), "ms");
         broken
     }
+
+    /// What the columns of [`Self::fmt`] are.
+    pub(crate) const HEAD: &'static str = "   found %  datagr.  bytes  answers  hit p50    p99    max  miss p50    p99    max   took s";
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let per_lookup = |count: u64| count as f64 / self.lookups.max(1) as f64;
-        let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
-        writeln!(
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        write!(
             f,
-            "datagrams  {:8.3} per lookup   {} in all",
-            self.datagrams_per_lookup(),
-            self.datagrams
+            "{:10.3} {:8.3} {:6.0} {:8}",
+            self.found_percent(),
+            self.per_lookup(self.datagrams),
+            self.per_lookup(self.bytes),
+            self.most_answers,
         )?;
-        write!(f, "          ")?;
-        for (name, count) in self.by_type.iter().filter(|(_, count)| *count > 0) {
-            write!(f, " {name} {count}")?;
+        for (times, width) in [(&self.hits, 8), (&self.misses, 9)] {
+            let (half, most) = (times.quantile(500), times.quantile(990));
+            let longest = times.longest();
+            write!(f, " {:width$.2}", ms(half))?;
+            write!(f, " {:6.2} {:6.1}", ms(most), ms(longest))?;
         }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "bytes      {:8.1} per lookup   {} in all",
-            per_lookup(self.bytes),
-            self.bytes
-        )?;
-        writeln!(
-            f,
-            "summaries  {:8.1} bytes per lookup   {} fetched, {} bytes",
-            per_lookup(self.summary_bytes),
-            self.summaries,
-            self.summary_bytes
-        )?;
-        writeln!(f, "hits       {}", self.hits)?;
-        writeln!(f, "misses     {}", self.misses)?;
-        writeln!(f, "  covered  {}", self.covered)?;
-        writeln!(
-            f,
-            "found      {:8.3} % of what awake peers hold ({} of {}), {:.3} % of all ({} of {})",
-            percent(self.found_awake, self.held_awake),
-            self.found_awake,
-            self.held_awake,
-            percent(self.found, self.held),
-            self.found,
-            self.held
-        )?;
-        writeln!(
-            f,
-            "woken      {:8} of {} sleepers",
-            self.woken, self.sleepers
-        )?;
-        write!(f, "took       {:8.3} s", self.took.as_secs_f64())
+        write!(f, " {:8.3}", self.took.as_secs_f64())
     }
 }

@@ -24,9 +24,6 @@ impl Draws {
     }
 }
 
-/// The shortest time a datagram takes, the answer of the store included.
-const LEAST_DELAY: Duration = Duration::from_micros(100);
-
 /// What the network does to datagrams.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weather {
@@ -34,32 +31,31 @@ pub(crate) struct Weather {
     pub(crate) loss: u64,
     /// Percent that arrive twice.
     pub(crate) duplicates: u64,
-    /// How much longer than the least delay a datagram may take; each draws its own.
+    /// The least time that a datagram takes, the answer of the store included.
     pub(crate) delay: Duration,
-    /// Percent that may overtake what the same host sent to the same host before.
+    /// How much longer a datagram may take; each draws its own.
+    pub(crate) jitter: Duration,
+    /// Percent that may overtake datagrams which the same host sent to the same host before.
     pub(crate) reordered: u64,
 }
 
-pub(crate) const FAIR: Weather = Weather {
+/// A switched network.
+pub(crate) const WIRED: Weather = Weather {
     loss: 0,
     duplicates: 0,
-    delay: Duration::from_micros(900),
+    delay: Duration::from_micros(100),
+    jitter: Duration::from_micros(100),
     reordered: 0,
 };
 
 impl Weather {
     /// How long a datagram is on its way.
-    pub(crate) fn delay(&self, draws: &mut Draws) -> Duration {
-        let longest = self.delay.as_micros() as u64;
-        LEAST_DELAY + Duration::from_micros(draws.below(longest.max(1)))
-    }
-
-    /// There and back.
-    pub(crate) fn round_trip(&self, draws: &mut Draws) -> Duration {
-        self.delay(draws) + self.delay(draws)
+    pub(crate) fn one_way(&self, draws: &mut Draws) -> Duration {
+        let jitter = self.jitter.as_micros() as u64;
+        self.delay + Duration::from_micros(draws.below(jitter + 1))
     }
 
     pub(crate) fn longest_round_trip(&self) -> Duration {
-        (LEAST_DELAY + self.delay) * 2
+        (self.delay + self.jitter) * 2
     }
 }
