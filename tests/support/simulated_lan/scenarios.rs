@@ -156,7 +156,7 @@ fn rounds() -> impl Iterator<Item = Scenario> {
             let scenario = Scenario {
                 peers,
                 mix,
-                paths: 3_000,
+                paths: 5_000,
                 pace: Pace::ROUNDS,
                 is_settled: peers > 64,
                 limits: Limits {
