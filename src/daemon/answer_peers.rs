@@ -38,8 +38,11 @@ pub(super) async fn answer(
     let answering = requests.for_each_concurrent(AT_ONCE, |request| {
         let (lan, app) = (&lan, &app);
         async move {
-            app.activity.touch();
             let states = states(app, &request).await;
+            // Who has nothing of what everyone is asked for may sleep again soon.
+            if !request.is_broadcast() || states.contains(&PathState::Present) {
+                app.activity.touch();
+            }
             lan.answer(&request, &states, app.nar_streams());
         }
     });

@@ -63,6 +63,12 @@ impl WaitBudget {
         self.refunded_until = Some(now);
     }
 
+    /// Takes what was waited at no cost, and turned out to be in vain.
+    pub fn charge(&mut self, now: Instant, time: Duration) {
+        self.settle(now);
+        self.left = self.left.saturating_sub(time);
+    }
+
     /// What is left at `now`.
     pub fn left(&self, now: Instant) -> Duration {
         let running = self

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::protocol::WaitBudget;
+use crate::protocol::{PeerAddr, WaitBudget};
 
 /// A burst ends when nothing was looked up for this long.
 pub(super) const QUIET: Duration = Duration::from_secs(60);
@@ -47,6 +47,8 @@ pub(super) struct Burst {
     old_window: Option<(Instant, u32)>,
     /// The first requests to old peers of this burst are waited for until then.
     old_wait_ends: Option<Instant>,
+    /// A wait for this peer came back when it said that it has a path, which it has not given yet.
+    credited: Option<PeerAddr>,
 }
 
 impl Burst {
@@ -80,6 +82,7 @@ impl Burst {
             self.began = Some(now);
             self.budget.refill(now);
             self.gate = None;
+            self.credited = None;
             self.old_requests = 0;
             self.old_wait_ends = None;
             self.discovery = if has_networks {
@@ -140,6 +143,24 @@ impl Burst {
             }
         }
         Some(self.old_requests <= OLD_REQUESTS_EVERYWHERE)
+    }
+
+    /// `peer` says that it has a path, for which a lookup paid since then. The time comes back at
+    /// once, for one peer at a time until it gives the path: its narinfo has to be waited for, too.
+    pub(super) fn credit(&mut self, now: Instant, peer: PeerAddr, paid_since: Option<Instant>) {
+        if let Some(since) = paid_since
+            && self.credited.is_none()
+        {
+            self.credited = Some(peer);
+            self.budget.refund(since, now);
+        }
+    }
+
+    /// `peer` has given a path.
+    pub(super) fn note_given(&mut self, peer: PeerAddr) {
+        if self.credited == Some(peer) {
+            self.credited = None;
+        }
     }
 
     /// Until when a request to old peers, none of which is known, is waited for: once a burst.

@@ -121,6 +121,17 @@ pub struct PeerRequest {
 }
 
 impl PeerRequest {
+    /// Whether all peers of a network were asked by the same datagram.
+    pub fn is_broadcast(&self) -> bool {
+        matches!(
+            self.form,
+            RequestForm::Ask {
+                is_broadcast: true,
+                ..
+            }
+        )
+    }
+
     /// Whether it is repeated when we cannot say yet; an old peer asks once.
     pub fn is_repeated(&self) -> bool {
         self.form != RequestForm::Old

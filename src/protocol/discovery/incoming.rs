@@ -231,7 +231,8 @@ impl Discovery {
             peer.heard = Some(now);
             peer.sender = Some(answer.sender);
             peer.interface = interface;
-            if by_asked.is_some() {
+            // A broadcast tells it roughly, which is better than nothing.
+            if by_asked.is_some() || peer.measured_timeout().is_none() {
                 peer.measure(took);
             }
             if let Some((last, _, is_answered)) = &mut peer.last_ask
@@ -298,6 +299,7 @@ impl Discovery {
         if let Some(peer) = http.filter(|_| is_present)
             && lookup.add_candidate(now, peer)
         {
+            self.burst.credit(now, peer, lookup.paid_since);
             let lookup = id;
             actions.push(Action::Candidate { lookup, peer });
         }

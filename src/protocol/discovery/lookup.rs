@@ -44,6 +44,8 @@ pub(super) struct Lookup {
     pub(super) waiting: Slots,
     /// Its broadcast has been sent, or waits to be.
     pub(super) was_broadcast: bool,
+    /// When old peers were asked.
+    pub(super) old_requested: Option<Instant>,
     /// When the first holder was named.
     pub(super) named_at: Option<Instant>,
     /// Holders that were named.
@@ -73,6 +75,7 @@ impl Lookup {
             unanswered: Slots::default(),
             waiting: Slots::default(),
             was_broadcast: false,
+            old_requested: None,
             named_at: None,
             candidates: Vec::new(),
             is_undecided: false,

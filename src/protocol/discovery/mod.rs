@@ -37,6 +37,7 @@
 //! [`WaitBudget`]: super::WaitBudget
 
 mod asks;
+mod broadcast;
 mod burst;
 mod counters;
 mod delayed_answers;
@@ -50,6 +51,8 @@ mod persisted_state;
 mod rate_limit;
 mod slots;
 mod state_machine;
+mod unicast;
+mod waiting;
 
 pub use counters::{Counters, Reject};
 pub use events::{Action, Arrival, End, Link, LookupId, Outcome, PeerRequest, ReturnPath, Scope};

@@ -35,7 +35,7 @@ const FREE_REPEATS: Duration = Duration::from_millis(20);
 const ANSWERS_NOW: Duration = Duration::from_secs(1);
 
 /// A peer that was heard within this time is awake.
-pub(super) const AWAKE: Duration = Duration::from_secs(60);
+const AWAKE: Duration = Duration::from_secs(60);
 
 /// The round trip of a peer that is worth it is free, up to this.
 const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
@@ -195,7 +195,11 @@ impl Peer {
             FREE_WAIT
         };
         if !self.is_silent && self.is_trusted_to_answer(now) {
-            self.timeout().clamp(least, LONGEST_FREE_WAIT)
+            if self.was_heard_within(now, AWAKE) {
+                LONGEST_FREE_WAIT
+            } else {
+                self.timeout().clamp(least, LONGEST_FREE_WAIT)
+            }
         } else if !is_near && is_over {
             Duration::ZERO
         } else {
