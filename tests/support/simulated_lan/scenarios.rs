@@ -11,6 +11,12 @@ use super::{
     weather::{WIRED, Weather},
 };
 
+/// Changes a LAN before anything is looked up.
+type Arrange = fn(&mut Lan);
+
+/// What happens in the middle of a run.
+type Change = fn(&mut Lan, &mut Gateway);
+
 /// One kind of LAN, and what is asked on it.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
@@ -33,9 +39,9 @@ pub(crate) struct Scenario {
     /// Peers know each other, so far as it matters: how many there are.
     pub(crate) is_settled: bool,
     /// Done before the first question: the asker is host 0.
-    pub(crate) arrange: fn(&mut Lan),
+    pub(crate) arrange: Arrange,
     /// Done after so many questions, each time.
-    pub(crate) change: Option<(usize, fn(&mut Lan, &mut Gateway))>,
+    pub(crate) change: Option<(usize, Change)>,
     pub(crate) limits: Limits,
 }
 
@@ -286,7 +292,7 @@ fn gain(lan: &mut Lan, gateway: &mut Gateway) {
 
 /// One peer of ten that is off, or slow: it delays nothing that others have.
 fn bad_ones() -> impl Iterator<Item = Scenario> {
-    let kinds: [(&str, fn(&mut Lan)); 2] = [
+    let kinds: [(&str, Arrange); 2] = [
         ("dead", |lan| {
             lan.hosts[1].holds = Holdings::default();
             lan.leave(1);
@@ -317,7 +323,7 @@ fn bad_ones() -> impl Iterator<Item = Scenario> {
 
 /// A chain of 200 misses among peers that do not answer.
 fn waits() -> impl Iterator<Item = Scenario> {
-    let kinds: [(&str, fn(&mut Lan)); 6] = [
+    let kinds: [(&str, Arrange); 6] = [
         ("all well", |_| {}),
         ("no only after 480 ms", |lan| {
             lan.hosts[1].distance = ms(240)
@@ -362,7 +368,7 @@ fn waits() -> impl Iterator<Item = Scenario> {
 
 /// One holder that is far away.
 fn distances() -> impl Iterator<Item = Scenario> {
-    let kinds: [(u64, fn(&mut Lan)); 4] = [
+    let kinds: [(u64, Arrange); 4] = [
         (1, |lan| lan.hosts[1].distance = us(500)),
         (20, |lan| lan.hosts[1].distance = ms(10)),
         (60, |lan| lan.hosts[1].distance = ms(30)),
