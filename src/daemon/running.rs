@@ -1,6 +1,10 @@
 //! The running daemon: puts configurations into force, watches over its tasks, stops.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use log::{error, info};
 use tokio::{
@@ -24,6 +28,9 @@ use crate::{
     store::{LocalStore, StoreStatus},
     system::{journal::chain, notify::Notifier, state_file::StateFile},
 };
+
+/// A key that is trusted from now on counts within a second.
+const LOOK_AT_NIX_CONF_EVERY: Duration = Duration::from_millis(500);
 
 /// What supervision and reload need.
 pub(super) struct Running {
@@ -130,6 +137,8 @@ impl Running {
     ) -> End {
         let mut tick = interval(beat::EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK_AT_NIX_CONF_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let activity = self.app.activity.clone();
         let mut reload_open = true;
         loop {
@@ -142,15 +151,19 @@ impl Running {
                     Some(()) => self.reload().await,
                     None => reload_open = false,
                 },
-                _ = tick.tick() => self.tick().await,
+                _ = look.tick() => self.look_at_nix_conf().await,
+                _ = tick.tick() => self.tick(),
             }
         }
     }
 
-    async fn tick(&mut self) {
+    async fn look_at_nix_conf(&mut self) {
         if let Some(setup) = self.setup.clone().filter(|setup| setup.nix_conf_changed()) {
             self.trust_anew(setup).await;
         }
+    }
+
+    fn tick(&mut self) {
         let status = self.status_line();
         if status != self.status {
             self.notifier.status(&status);

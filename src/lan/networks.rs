@@ -46,13 +46,15 @@ pub(super) struct Networks {
     addresses: HashSet<IpAddr>,
     /// Why there is no network to ask on, if so.
     warning: Option<String>,
+    /// Addresses on interfaces that are used, and when each was last there.
     seen: HashMap<Key, Instant>,
+    /// Whether anything is sent to all of a network.
+    is_broadcasting: bool,
     interruptions: u64,
 }
 
-/// What makes a network one that we know: index of the interface, and for IPv4 where its
-/// broadcasts go.
-type Key = (u32, Option<IpAddr>);
+/// What makes a network one that we know: index of the interface, and our address there.
+type Key = (u32, IpAddr);
 
 impl Networks {
     pub(super) fn new(list: ListInterfaces, reach: Reach) -> Self {
@@ -69,6 +71,7 @@ impl Networks {
             addresses: HashSet::new(),
             warning: None,
             seen: HashMap::new(),
+            is_broadcasting: true,
             interruptions: 0,
         }
     }
@@ -151,14 +154,19 @@ impl Networks {
         self.interruptions
     }
 
+    /// Whether anything is to be sent to all of a network.
+    pub(super) fn set_broadcasting(&mut self, is_broadcasting: bool) {
+        self.is_broadcasting = is_broadcasting;
+    }
+
     /// Forgets when the list was made.
     pub(super) fn invalidate(&mut self) {
         self.listed = None;
     }
 
     /// Lists the interfaces if they have changed, or that was not done a moment ago; `suspect`: a
-    /// send has failed as if the list were wrong. `allow` says which names to send on. Returns
-    /// whether a network has come that was not there of late, if the list was made.
+    /// send has failed as if the list were wrong. `allow` says which names are used. Returns whether
+    /// an address or a carrier has come that was not there of late, if the list was made.
     pub(super) fn refresh(
         &mut self,
         now: Instant,
@@ -184,14 +192,18 @@ impl Networks {
         interrupted |= !self.addresses.is_subset(&addresses);
         self.interruptions += u64::from(interrupted);
         self.addresses = addresses;
-        self.networks = networks(&interfaces, &allow);
+        let is_broadcasting = self.is_broadcasting;
+        self.networks = networks(&interfaces, |name| is_broadcasting && allow(name));
         let reach = self.reach;
         self.networks
             .retain(|network| reach.links || !matches!(network, Network::Link { .. }));
         self.seen.retain(|_, &mut at| now < at + ABSENCE);
         let mut is_new = has_new_route;
-        for network in &self.networks {
-            is_new |= self.seen.insert(key(network), now).is_none();
+        for one in interfaces.iter().filter(|one| allow(&one.name)) {
+            if one.leads_elsewhere() {
+                let key = (one.index, one.address);
+                is_new |= self.seen.insert(key, now).is_none();
+            }
         }
         self.interfaces = interfaces;
         let warning = failure.or_else(|| self.no_network(allow));
@@ -239,23 +251,14 @@ impl Networks {
             self.seen.clear();
         }
         let is_interrupted = |interface: &u32| changes.interrupted.contains(interface);
+        // An interface that is not used, such as one of a container, is no interruption.
+        let is_ours = self
+            .seen
+            .keys()
+            .any(|(interface, _)| is_interrupted(interface));
         self.seen
             .retain(|(interface, _), _| !is_interrupted(interface));
-        // An interface that we are not on, such as one of a container, is no interruption.
-        let mut ours = self.networks.iter().map(Network::interface);
-        let is_ours = ours.any(|interface| is_interrupted(&interface));
         (changes.missed || is_ours, changes.new_route)
-    }
-}
-
-fn key(network: &Network) -> Key {
-    match *network {
-        Network::Broadcast {
-            interface,
-            broadcast,
-            ..
-        } => (interface, Some(broadcast.into())),
-        Network::Link { interface, .. } => (interface, None),
     }
 }
 

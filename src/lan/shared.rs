@@ -265,7 +265,8 @@ impl State {
     pub(super) fn refresh(&mut self, suspect: bool) -> bool {
         let allowed = &self.config.interfaces;
         let broadcast = self.config.discovery.broadcast;
-        let allow = |name: &str| broadcast && allowed.allow(name);
+        self.networks.set_broadcasting(broadcast);
+        let allow = |name: &str| allowed.allow(name);
         let was_suspended = self.suspension.is_over();
         if was_suspended {
             self.networks.note_suspension();

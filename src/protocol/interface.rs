@@ -131,6 +131,16 @@ impl Network {
 }
 
 impl Interface {
+    /// Whether other machines may be reached from this address, and it is one that stays: global
+    /// IPv6 addresses come and go where privacy is wanted.
+    pub fn leads_elsewhere(&self) -> bool {
+        let is_lasting = match self.address {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        self.is_up && is_lasting && !self.is_tentative && !self.address.is_loopback()
+    }
+
     /// Whether `ip` is on the network of this address.
     pub fn contains(&self, ip: IpAddr) -> bool {
         let prefix = u32::from(self.prefix);

@@ -306,7 +306,7 @@ impl Holders {
             HolderError::Stalled { after: stall }
         } else {
             let after = stall_alone;
-            match timeout(after, opening).await {
+            match timeout(after.saturating_sub(stall), opening).await {
                 Ok(opened) => return opened,
                 Err(_) => HolderError::Silent { after },
             }

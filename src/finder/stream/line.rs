@@ -65,6 +65,8 @@ pub(super) struct Line {
     current: Option<(Holder, Body)>,
     /// The current holder has given bytes.
     has_begun: bool,
+    /// How long it has been silent by now.
+    silent: Duration,
     pace: Pace,
     /// The LAN was asked because the holder is slow, once in a stream.
     asked_for_a_quicker_one: bool,
@@ -76,6 +78,7 @@ impl Line {
             left: range,
             current: None,
             has_begun: false,
+            silent: Duration::ZERO,
             pace: Pace::default(),
             asked_for_a_quicker_one: false,
         }
@@ -90,11 +93,13 @@ impl Line {
         let Some((holder, body)) = &mut self.current else {
             self.current = Some(holders.open(self.left.clone()).await?);
             self.has_begun = false;
+            self.silent = Duration::ZERO;
             return Ok(Step::Nothing);
         };
         let [stall, stall_alone] = holders.stall_limits(holder, self.has_begun);
         let is_alone = !holders.may_be_others();
-        let after = if is_alone { stall_alone } else { stall };
+        let limit = if is_alone { stall_alone } else { stall };
+        let after = limit.saturating_sub(self.silent);
         let asked = Instant::now();
         let error = match tokio::time::timeout(after, body.next()).await {
             // It is read from its start, and on its way to where it goes on.
@@ -116,6 +121,7 @@ impl Line {
                     _ => {
                         self.left.start += piece.len() as u64;
                         self.has_begun = true;
+                        self.silent = Duration::ZERO;
                         holders.progress();
                         return Ok(Step::Bytes(piece, holder));
                     }
@@ -125,14 +131,15 @@ impl Line {
             Ok(None) => return Ok(Step::End),
             Ok(Some(Err(error))) => error,
             Err(_) => {
+                self.silent += after;
                 // A silent holder is left only for another one, until patience ends.
                 if holders.at_hand() == 0 && holders.may_be_others() {
                     holders.ask_again().await;
                 }
                 match (holders.at_hand(), is_alone) {
                     (0, false) => return Ok(Step::Nothing),
-                    (0, true) => HolderError::Silent { after },
-                    _ => HolderError::Stalled { after },
+                    (0, true) => HolderError::Silent { after: limit },
+                    _ => HolderError::Stalled { after: limit },
                 }
             }
         };

@@ -187,16 +187,19 @@ impl Peer {
 
     /// How long a lookup waits for it at no cost; `is_over`: nothing is left that may be paid.
     pub(super) fn free_wait(&self, now: Instant, is_over: bool) -> Duration {
+        if self.is_silent {
+            return FIRST_TIMEOUT;
+        }
         let mean = self.round_trip.map(|it| it.mean);
-        let is_near = mean.is_some_and(|mean| mean <= FREE_WAIT);
-        let least = if is_near && !self.is_silent && self.was_heard_within(now, ANSWERS_NOW) {
+        let is_near = self.is_live && mean.is_some_and(|mean| mean <= FREE_WAIT);
+        let least = if is_near && self.was_heard_within(now, ANSWERS_NOW) {
             FREE_REPEATS
         } else {
             FREE_WAIT
         };
-        if !self.is_silent && self.is_trusted_to_answer(now) {
+        if self.is_trusted_to_answer(now) {
             if self.was_heard_within(now, AWAKE) {
-                LONGEST_FREE_WAIT
+                (self.timeout() * 8).clamp(FREE_REPEATS, LONGEST_FREE_WAIT)
             } else {
                 self.timeout().clamp(least, LONGEST_FREE_WAIT)
             }
@@ -205,6 +208,11 @@ impl Peer {
         } else {
             least
         }
+    }
+
+    /// How long it is waited for when it is silent, and nobody else is there to wait for.
+    pub(super) fn silent_wait(&self) -> Duration {
+        self.timeout().max(FIRST_TIMEOUT)
     }
 
     /// Whether it is asked with new datagrams: not an old peer, not ourselves.
@@ -484,7 +492,7 @@ mod tests {
         assert_eq!(peer.free_wait(now + GIVEN_COUNTS_FOR, false), FREE_WAIT);
         assert!(peer.free_wait(now + GIVEN_COUNTS_FOR, true).is_zero());
         peer.is_silent = true;
-        assert_eq!(peer.free_wait(now, false), FREE_WAIT);
+        assert_eq!(peer.free_wait(now, false), FIRST_TIMEOUT);
     }
 
     #[test]
@@ -492,6 +500,12 @@ mod tests {
         let (mut peer, now) = (Peer::new(address(1)), Instant::now());
         peer.measure(ms(1));
         peer.heard = Some(now);
+        assert_eq!(
+            peer.free_wait(now, true),
+            Duration::ZERO,
+            "it may be forged"
+        );
+        peer.is_live = true;
         assert_eq!(peer.free_wait(now, true), FREE_REPEATS);
         assert!(FREE_REPEATS >= peer.gap(0) + peer.gap(1) + FREE_WAIT);
         assert_eq!(peer.free_wait(now + ANSWERS_NOW, true), FREE_WAIT);

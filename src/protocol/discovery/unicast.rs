@@ -146,17 +146,19 @@ impl Discovery {
         let mut first_copies = Vec::new();
         let mut is_lost = false;
         for wanted in due.into_iter().flat_map(|wave| wave.sent) {
-            let Some(lookup) = self.lookups.get_mut(&wanted.lookup) else {
-                continue;
-            };
-            if !lookup.unanswered.contains(slot) {
-                continue;
-            }
             let Some(peer) = self.peers.get_mut(slot) else {
                 return;
             };
             // One that sleeps, or restarts, has the asks in its socket and answers when it is up.
             let patient_until = wanted.first_asked + self.settings.wake_timeout;
+            if wanted.copy >= REPEATS && now >= patient_until {
+                // Also when the lookup had no time to wait for that.
+                is_lost |= peer.heard.is_none_or(|at| at < wanted.first_asked);
+            }
+            let lookup = self.lookups.get_mut(&wanted.lookup);
+            let Some(lookup) = lookup.filter(|lookup| lookup.unanswered.contains(slot)) else {
+                continue;
+            };
             if wanted.copy == 0 {
                 first_copies.push(wanted.lookup);
             }
@@ -177,7 +179,6 @@ impl Discovery {
             } else {
                 lookup.give_up(slot);
                 lookup.check_at = Some(now);
-                is_lost |= peer.heard.is_none_or(|at| at < wanted.first_asked);
             }
         }
         if may_be_old {
@@ -249,7 +250,12 @@ impl Discovery {
             let same = sent.iter().filter(|wanted| wanted.copy == copy).copied();
             let same: Vec<Wanted> = same.collect();
             if !same.is_empty() {
-                let due = now + peer.gap(copy);
+                let gap = if peer.is_silent {
+                    peer.silent_wait()
+                } else {
+                    peer.gap(copy)
+                };
+                let due = now + gap;
                 peer.waves.push(Wave { due, sent: same });
             }
         }
