@@ -83,14 +83,27 @@ impl Finder {
             self.0.lan.wake_peers();
             return Some(found);
         }
-        let found = tokio::select! {
-            biased;
-            found = self.prefetched_soon(hash) => Some(found),
-            found = self.ask(hash, None, &[]) => found,
+        let mut others = pin!(async {
+            tokio::select! {
+                biased;
+                found = self.prefetched_soon(hash) => Some(found),
+                found = self.ask(hash, None, &[]) => found,
+            }
+        });
+        // Our own store is asked meanwhile, and counts when nobody else has the path.
+        let mut own = pin!(self.own(hash, None));
+        let mut ours = None;
+        let found = loop {
+            tokio::select! {
+                biased;
+                found = others.as_mut() => break found,
+                found = own.as_mut(), if ours.is_none() => ours = Some(found),
+            }
         };
-        match found {
-            Some(found) => Some(found),
-            None => self.own(hash, None).await,
+        match (found, ours) {
+            (Some(found), _) => Some(found),
+            (None, Some(ours)) => ours,
+            (None, None) => own.await,
         }
     }
 
@@ -124,7 +137,18 @@ impl Finder {
             let has_next = !candidates.is_empty() && requests.has_room();
             let asks_next = has_next && (is_over || next_at.is_none_or(|at| at <= now));
             if is_over && !has_next {
-                debug!(hash:% = hash; "{:?} have not answered in time", requests.peers);
+                // One of them has given another path since it was asked.
+                let trusted = requests
+                    .began()
+                    .filter(|(peer, _)| self.is_worth_waiting(*peer));
+                let until = trusted
+                    .map(|(peer, began)| began + self.longest_free_wait(peer))
+                    .max();
+                if until.is_some_and(|until| until > now) {
+                    wait.extend_to(until);
+                    continue;
+                }
+                debug!(hash:% = hash; "{:?} have not answered in time", requests.peers().collect::<Vec<_>>());
                 break;
             }
             let wake = if asks_next {
@@ -235,6 +259,10 @@ impl Finder {
             free: free.min(longest),
             at_least: longest,
         }
+    }
+
+    fn is_worth_waiting(&self, peer: PeerAddr) -> bool {
+        self.0.lan.is_trusted_to_answer(peer) && !self.memory().health.is_late(peer)
     }
 
     /// How long a trusted peer is waited for: so long that a lost packet can be repeated.

@@ -11,6 +11,7 @@
 //! A mark puts a peer last and never hides the only one; a ban alone hides it. The success of a
 //! kind clears that kind alone. The clock is an argument.
 
+mod nars;
 mod record;
 
 use std::{
@@ -317,46 +318,6 @@ impl PeerHealth {
     /// No connection attempts to `peer` can be made, although they were to begin.
     pub fn end_reconnecting(&self, peer: PeerAddr) {
         self.lock().end_reconnecting(peer);
-    }
-
-    /// Whether the NARs of `peer` fail.
-    pub fn nars_fail(&self, peer: PeerAddr) -> bool {
-        let state = self.lock();
-        let record = state.peers.peek(&peer);
-        record.is_some_and(Record::nars_fail)
-    }
-
-    /// Whether a NAR may be asked of `peer` now. One whose NARs fail is asked when a probe has passed,
-    /// or when one is due: then this is the probe.
-    pub fn may_ask_nar(&self, now: Instant, peer: PeerAddr) -> bool {
-        let mut state = self.lock();
-        let Some(record) = state.peers.get_mut(&peer) else {
-            return true;
-        };
-        if !record.nars_fail() || record.nar_probe_passed {
-            return true;
-        }
-        let is_due = record.is_nar_probe_due(now);
-        if is_due {
-            record.nar_probed_at = Some(now);
-        }
-        is_due
-    }
-
-    /// Whether the first bytes of a NAR may be asked of `peer` at `now`, whose NARs fail.
-    pub fn is_nar_probe_due(&self, now: Instant, peer: PeerAddr) -> bool {
-        self.lock().record(peer).is_nar_probe_due(now)
-    }
-
-    /// The same, and then it is asked for them.
-    pub fn may_probe_nar(&self, now: Instant, peer: PeerAddr) -> bool {
-        let mut state = self.lock();
-        let record = state.record(peer);
-        let may = record.is_nar_probe_due(now);
-        if may {
-            record.nar_probed_at = Some(now);
-        }
-        may
     }
 
     /// A narinfo of `peer` took so long.

@@ -5,7 +5,10 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,11 +27,17 @@ const MOST_ANSWERED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// slow peer must not cost all others their connections.
 const GIVEN_UP_EVERY: Duration = Duration::from_secs(1);
 
+/// So many requests in a row must be answered on fresh connections first: one alone may have lost
+/// a packet, and new connections cost packets, too.
+const FRESH_IN_A_ROW: u32 = 2;
+
 /// Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
 pub(super) struct Connections {
     current: Arc<RwLock<Current>>,
     answered: Arc<Mutex<LruCache<PeerAddr, Instant>>>,
+    /// Requests that a fresh connection answered first, since a pooled one did.
+    fresh_in_a_row: Arc<AtomicU32>,
 }
 
 #[derive(Debug)]
@@ -61,11 +70,15 @@ impl Connections {
         Ok(Self {
             current: Arc::new(RwLock::new(current)),
             answered: Arc::new(Mutex::new(LruCache::new(MOST_ANSWERED))),
+            fresh_in_a_row: Arc::default(),
         })
     }
 
-    /// `peer` has answered a request.
-    pub(super) fn record_answer(&self, peer: PeerAddr) {
+    /// `peer` has answered a request on a connection of that kind.
+    pub(super) fn record_answer(&self, peer: PeerAddr, connection: Connection) {
+        if connection == Connection::Pooled {
+            self.fresh_in_a_row.store(0, Ordering::Relaxed);
+        }
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         answered.put(peer, Instant::now());
     }
@@ -85,8 +98,15 @@ impl Connections {
         }
     }
 
-    /// A request was answered on a fresh connection and not on a pooled one: the pooled ones may
-    /// lead nowhere.
+    /// A request was answered on a fresh connection and not on a pooled one.
+    pub(super) fn record_fresh_was_first(&self) {
+        let before = self.fresh_in_a_row.fetch_add(1, Ordering::Relaxed);
+        if before + 1 >= FRESH_IN_A_ROW {
+            self.give_up_pooled();
+        }
+    }
+
+    /// The pooled connections may lead nowhere.
     pub(super) fn give_up_pooled(&self) {
         let now = Instant::now();
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);

@@ -300,7 +300,7 @@ impl Client {
             },
             sent = second.as_mut() => match sent {
                 Ok(response) => {
-                    self.http.give_up_pooled();
+                    self.http.record_fresh_was_first();
                     Ok(response)
                 }
                 Err(_) => first.await,
@@ -339,7 +339,7 @@ impl Client {
         }
         let sent = request.send().await;
         if sent.is_ok() {
-            self.http.record_answer(peer);
+            self.http.record_answer(peer, connection);
         }
         sent.map_err(|source| sort(peer, source))
     }

@@ -5,6 +5,7 @@ sections; the other documents on a machine that has what README.md led to.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from harness.case import LabCase, full
 from harness.documents import blocks, sections
 from harness.host import Spec
-from harness.peerix import CHECKOUT, GATEWAY
+from harness.peerix import CHECKOUT, CONFIG, GATEWAY
 
 READER = "reader"
 SOURCE = f"/home/{READER}/peerix"
@@ -114,9 +115,16 @@ class Reader:
         if told and self._host.peerix.socket_listens() and not self.has_pulled:
             case.pull(self._host, path)
             case.assert_valid(self._host, [path])
-            # And who has it gives it: the machine is a neighbour now.
+            # The machine is a neighbour now: it gives what it has, of private caches when its owner says so.
             neighbour = case.lab.host("neighbour")
-            case.assertEqual(case.status_of(neighbour, f"/local/nar/{path.nar}", address=self._host.address), 200)
+            nar = f"/local/nar/{path.nar}"
+            case.assertEqual(case.status_of(neighbour, nar, address=self._host.address), 404)
+            settings = self._host.path(CONFIG)
+            written = settings.read_text() if settings.exists() else ""
+            # `configure` adds the key of the lab, which is such a cache here.
+            self._host.peerix.configure(re.sub(r"(?m)^keys = .*\n", "", written))
+            self._host.peerix.put_to_sleep()
+            case.assertEqual(case.status_of(neighbour, nar, address=self._host.address), 200)
             self.has_pulled = True
 
 

@@ -1,5 +1,7 @@
 //! The candidates of one lookup, and its open requests for narinfos.
 
+use std::time::Instant;
+
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 
 use crate::{
@@ -53,7 +55,7 @@ impl Candidates {
         doubtful: Option<PeerAddr>,
     ) -> Vec<PeerAddr> {
         let rest = self.queue.into_iter().map(|(_, peer)| peer);
-        rest.chain(requests.peers.iter().copied())
+        rest.chain(requests.peers())
             .chain(doubtful)
             .chain(self.withheld)
             .take(MOST_CANDIDATES)
@@ -66,7 +68,8 @@ pub(super) struct Requests {
     finder: Finder,
     hash: StorePathHash,
     open: FuturesUnordered<BoxFuture<'static, Answer>>,
-    pub(super) peers: Vec<PeerAddr>,
+    /// Who is asked, and since when.
+    began: Vec<(PeerAddr, Instant)>,
 }
 
 impl Requests {
@@ -75,8 +78,18 @@ impl Requests {
             finder: finder.clone(),
             hash,
             open: FuturesUnordered::new(),
-            peers: Vec::new(),
+            began: Vec::new(),
         }
+    }
+
+    /// The peers that are asked.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerAddr> {
+        self.began.iter().map(|(peer, _)| *peer)
+    }
+
+    /// The same, and since when.
+    pub(super) fn began(&self) -> impl Iterator<Item = (PeerAddr, Instant)> {
+        self.began.iter().copied()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -89,7 +102,7 @@ impl Requests {
 
     pub(super) fn begin(&mut self, peer: PeerAddr) {
         let (finder, hash) = (self.finder.clone(), self.hash);
-        self.peers.push(peer);
+        self.began.push((peer, Instant::now()));
         let request = async move { (peer, finder.request_narinfo(peer, hash).await) };
         self.open.push(request.boxed());
     }
@@ -97,7 +110,7 @@ impl Requests {
     /// The next answer; none if no request is open. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         let (peer, result) = self.open.next().await?;
-        self.peers.retain(|other| *other != peer);
+        self.began.retain(|(other, _)| *other != peer);
         Some((peer, result))
     }
 }

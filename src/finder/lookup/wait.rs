@@ -37,6 +37,11 @@ impl Wait {
         self.at_least_until = self.at_least_until.max(Some(now + allowed.at_least));
     }
 
+    /// Waits until then, whatever the budget says.
+    pub(super) fn extend_to(&mut self, until: Option<Instant>) {
+        self.at_least_until = self.at_least_until.max(until);
+    }
+
     /// When to look again, or to give up if that is now.
     pub(super) fn end(&mut self, lan: &LanHandle) -> Instant {
         let now = Instant::now();
