@@ -46,6 +46,7 @@ fn describe(finder: &Finder, status: &mut Value) {
                 "kind": peer.kind,
                 "instance": peer.instance.map(|it| format!("{it:016x}")),
                 "configured": peer.is_configured,
+                "announced": peer.is_announced,
                 "live": peer.is_live,
                 "heard-seconds-ago": peer.heard.map(|heard| heard.as_secs()),
                 "round-trip-ms": peer.round_trip.map(|it| it.as_secs_f64() * 1_000.0),

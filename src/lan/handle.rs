@@ -122,7 +122,8 @@ impl LanHandle {
         let [named, announced] = [named, announced].map(|peers| -> Vec<SocketAddr> {
             peers.iter().copied().map(protocol::canonical).collect()
         });
-        self.shared.lock().core.set_named(&named, &announced);
+        let now = Instant::now();
+        self.shared.lock().core.set_named(now, &named, &announced);
     }
 
     /// The random number that tells peers who we are.

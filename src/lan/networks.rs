@@ -206,7 +206,8 @@ impl Networks {
             }
         }
         self.interfaces = interfaces;
-        let warning = failure.or_else(|| self.no_network(allow));
+        let no_network = || is_broadcasting.then(|| self.no_network(allow)).flatten();
+        let warning = failure.or_else(no_network);
         if let Some(warning) = warning
             .as_ref()
             .filter(|it| self.warning.as_ref() != Some(it))

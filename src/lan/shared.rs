@@ -233,7 +233,7 @@ impl Shared {
             Ok(()) => {
                 state.unsent.remove(&(name, how));
             }
-            Err(error) if fault != Some(Fault::Full) => {
+            Err(error) if fault == Some(Fault::Refused) => {
                 let before = state.unsent.insert((name.clone(), how), error.to_string());
                 if before.is_none() {
                     log::warn!(
@@ -242,6 +242,7 @@ impl Shared {
                     );
                 }
             }
+            // No room for a moment, or the interface has just gone: the next listing shows it.
             Err(_) => {}
         }
         fault

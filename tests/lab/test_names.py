@@ -36,7 +36,7 @@ def status(host):
 
 def statics(host):
     """The addresses that are asked directly."""
-    return {peer["address"] for peer in status(host)["peers"] if peer["configured"]}
+    return {peer["address"] for peer in status(host)["peers"] if peer["configured"] or peer["announced"]}
 
 
 @contextlib.contextmanager

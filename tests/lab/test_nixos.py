@@ -78,6 +78,7 @@ class Nixos(LabCase):
                 if name == "every-kind-of-setting":
                     settings = self.asker.path("/etc/peerix/peerix.toml")
                     text = settings.read_text().replace('"10.0.0.1"', f'"{self.holder.address}"')
+                    text = text.replace('"cache.example.org-1"', f'"{self.holder.build.public_key}"')
                     for host in (self.asker, self.holder):
                         host.write("/etc/peerix/peerix.toml", text.replace('"10.0.0.0/8"', '"192.168.77.0/24"'))
                 for host in (self.holder, self.asker):

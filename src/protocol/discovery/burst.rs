@@ -42,6 +42,10 @@ pub(super) struct Burst {
     last_discovery: Option<Instant>,
     last_activity: Option<Instant>,
     is_network_new: bool,
+    /// A change that has not been followed by a discovery broadcast.
+    is_change_unasked: bool,
+    /// When an announcement last counted as a change.
+    announced: Option<Instant>,
     last_change: Option<Instant>,
     old_requests: u32,
     old_window: Option<(Instant, u32)>,
@@ -61,6 +65,16 @@ impl Burst {
     /// A carrier, an address or a route has come: peers may be reached that were not before.
     pub(super) fn note_network_change(&mut self) {
         self.is_network_new = true;
+        self.is_change_unasked = true;
+    }
+
+    /// A peer is announced that was not known. Anyone can announce: it counts once a minute.
+    pub(super) fn note_announcement(&mut self, now: Instant) {
+        let is_due = |at| now.saturating_duration_since(at) >= QUIET;
+        if self.announced.is_none_or(is_due) {
+            self.announced = Some(now);
+            self.note_network_change();
+        }
     }
 
     /// Notes that something is looked up. True if that begins a burst; `has_networks`: there is
@@ -91,6 +105,11 @@ impl Burst {
                 Vec::new()
             };
             self.is_network_new = false;
+            self.is_change_unasked = false;
+        } else if has_networks && std::mem::take(&mut self.is_change_unasked) {
+            // Too early for another budget, and not for asking who is there.
+            self.gate = None;
+            self.discovery = DISCOVERY_COPIES.iter().map(|&after| now + after).collect();
         } else if has_networks && self.discovery.is_empty() {
             let is_due = |at| now.saturating_duration_since(at) >= DISCOVERY_PAUSE;
             if self.last_discovery.is_none_or(is_due) {

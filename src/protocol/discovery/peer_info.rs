@@ -35,6 +35,8 @@ pub struct PeerInfo {
     pub instance: Option<u64>,
     /// Whether it is named in the configuration.
     pub is_configured: bool,
+    /// Whether DNS-SD announces it.
+    pub is_announced: bool,
     /// Whether it has answered a unicast ask.
     pub is_live: bool,
     /// Whether lookups wait for it.
@@ -62,6 +64,7 @@ impl PeerInfo {
             kind,
             instance: peer.sender.map(|sender| sender.instance),
             is_configured: peer.is_configured,
+            is_announced: peer.is_announced,
             is_live: peer.is_live,
             is_waited_for: !peer.is_silent && peer.takes_asks(),
             heard: peer.heard.map(|at| now.saturating_duration_since(at)),

@@ -157,7 +157,17 @@ impl Discovery {
 
     /// Peers that names and SRV records stand for at present (asked like configured ones), and
     /// those that DNS-SD announces, canonical.
-    pub fn set_named(&mut self, named: &[SocketAddr], announced: &[SocketAddr]) {
+    pub fn set_named(&mut self, now: Instant, named: &[SocketAddr], announced: &[SocketAddr]) {
+        let (before, announced_before) = &self.named;
+        if named.iter().any(|peer| !before.contains(peer)) {
+            self.burst.note_network_change();
+        }
+        let is_new = |peer: &SocketAddr| {
+            !announced_before.contains(peer) && self.peers.find(*peer).is_none()
+        };
+        if announced.iter().any(is_new) {
+            self.burst.note_announcement(now);
+        }
         self.named = (named.to_vec(), announced.to_vec());
         self.place_named();
     }
