@@ -10,6 +10,9 @@ pub(super) const QUIET: Duration = Duration::from_secs(60);
 /// A change of our networks begins a burst this often at most.
 const CHANGE_PAUSE: Duration = Duration::from_secs(10);
 
+/// In between, a change of our networks is followed by one discovery broadcast, this often at most.
+const CHANGE_LATENCY: Duration = Duration::from_millis(200);
+
 /// While there is work, peers that are new are looked for this often.
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(10);
 
@@ -106,17 +109,25 @@ impl Burst {
             };
             self.is_network_new = false;
             self.is_change_unasked = false;
-        } else if has_networks && std::mem::take(&mut self.is_change_unasked) {
+        } else if has_networks
+            && self.is_change_unasked
+            && self.is_discovery_older_than(now, CHANGE_LATENCY)
+        {
             // Too early for another budget, and not for asking who is there.
+            self.is_change_unasked = false;
             self.gate = None;
-            self.discovery = DISCOVERY_COPIES.iter().map(|&after| now + after).collect();
+            self.discovery = vec![now];
         } else if has_networks && self.discovery.is_empty() {
-            let is_due = |at| now.saturating_duration_since(at) >= DISCOVERY_PAUSE;
-            if self.last_discovery.is_none_or(is_due) {
+            if self.is_discovery_older_than(now, DISCOVERY_PAUSE) {
                 self.discovery.push(now);
             }
         }
         begins
+    }
+
+    fn is_discovery_older_than(&self, now: Instant, time: Duration) -> bool {
+        let is_older = |at| now.saturating_duration_since(at) >= time;
+        self.last_discovery.is_none_or(is_older)
     }
 
     /// When the next discovery broadcast leaves.
