@@ -70,6 +70,8 @@ pub enum Failure {
     Nar {
         /// When it was asked for. What was under way together fails together and counts once.
         asked: Instant,
+        /// It said nothing for too long, which is what asking costs again.
+        is_stall: bool,
     },
 }
 
@@ -169,11 +171,12 @@ impl PeerHealth {
             Failure::Path(hash) => {
                 state.paths.put((peer, hash), now);
             }
-            Failure::Nar { asked } => {
+            Failure::Nar { asked, is_stall } => {
                 let record = state.record(peer);
                 if record.nar_failed_at.is_none_or(|failed| failed <= asked) {
                     record.nar_failures = record.nar_failures.saturating_add(1);
                     record.nar_failed_at = Some(now);
+                    record.nar_stalled = is_stall;
                     if std::mem::take(&mut record.nar_probe_passed) {
                         record.nar_probes_wrong = record.nar_probes_wrong.saturating_add(1);
                     }

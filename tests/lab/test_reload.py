@@ -45,15 +45,15 @@ class Reload(LabCase):
         self.assertTrue(self.shares())
         wait_until(lambda: "paths" in self.host.peerix.said(since=mark, priority="warning"), 2, "a reason in the journal")
 
-    def test_a_change_of_trusted_keys_holds_after_a_reload(self):
-        """A path whose key is no longer trusted is no longer shared."""
-        conf = self.host.path("/etc/nix/nix.conf")
-        content = conf.read_text()
-        self.addCleanup(conf.write_text, content)
-        conf.write_text(content.replace(self.closure.public_key,
-                                        "other-1:" + self.closure.public_key.split(":")[1]))
+    def test_a_change_of_shared_keys_holds_after_a_reload(self):
+        """A path is shared by its key; once another key is named instead, it no longer is."""
+        other = "other-1:" + self.closure.public_key.split(":")[1]
+        self.host.peerix.configure(f'share.keys = ["{other}"]\n')
         self.reload()
         wait_until(lambda: not self.shares(), 2, "nothing is shared")
+        self.host.peerix.configure(f'share.keys = ["{self.closure.public_key}"]\n')
+        self.reload()
+        wait_until(self.shares, 2, "it is shared again")
 
     def test_a_reload_disturbs_no_stream(self):
         """A NAR that is being sent when the settings change comes to its end."""

@@ -20,14 +20,15 @@ impl PeerHealth {
         record.is_some_and(|record| record.nar_failures > 0)
     }
 
-    /// Whether a NAR may be asked of `peer` now. One whose NARs fail is asked when a probe has passed,
-    /// or when one is due: then this is the probe.
+    /// Whether a NAR may be asked of `peer` now. One whose NARs stall is asked when a probe has
+    /// passed, or when one is due: then this is the probe. A failure of another kind costs next to
+    /// nothing, and one that restarts has cut its NARs and is back in a moment.
     pub fn may_ask_nar(&self, now: Instant, peer: PeerAddr) -> bool {
         let mut state = self.lock();
         let Some(record) = state.peers.get_mut(&peer) else {
             return true;
         };
-        if !record.nars_fail() || record.nar_probe_passed {
+        if !record.nars_fail() || !record.nar_stalled || record.nar_probe_passed {
             return true;
         }
         let is_due = record.is_nar_probe_due(now);

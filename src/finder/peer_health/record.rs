@@ -31,6 +31,8 @@ pub(super) struct Record {
     pub(super) wrong_paths: u32,
     pub(super) nar_failures: u32,
     pub(super) nar_failed_at: Option<Instant>,
+    /// The last NAR that failed had stalled.
+    pub(super) nar_stalled: bool,
     pub(super) nar_probed_at: Option<Instant>,
     pub(super) nar_probe_passed: bool,
     /// How often a NAR failed although its probe had passed.

@@ -79,7 +79,14 @@ fn a_success_clears_its_own_kind_alone() {
         health.record_failure(now, peer(1), SILENT);
         health.record_failure(now, peer(1), Failure::Path(path(1)));
         for asked in [now, now + ms(1)] {
-            health.record_failure(asked, peer(1), Failure::Nar { asked });
+            health.record_failure(
+                asked,
+                peer(1),
+                Failure::Nar {
+                    asked,
+                    is_stall: true,
+                },
+            );
         }
     };
     fail_all();
@@ -100,7 +107,14 @@ fn two_nars_in_a_row_count_and_those_under_way_together_are_one() {
     let (health, start) = (PeerHealth::default(), Instant::now());
     let fail = |asked: u64, failed: u64| {
         let asked = start + ms(asked);
-        health.record_failure(start + ms(failed), peer(1), Failure::Nar { asked });
+        health.record_failure(
+            start + ms(failed),
+            peer(1),
+            Failure::Nar {
+                asked,
+                is_stall: true,
+            },
+        );
     };
     for asked in 0..16 {
         fail(asked, 100 + asked);
@@ -119,7 +133,14 @@ fn nars_are_probed_once_a_second_and_less_often_when_they_fail_all_the_same() {
     let at = |seconds| start + Duration::from_secs(seconds);
     let fail = |seconds| {
         let asked = at(seconds);
-        health.record_failure(asked, peer(1), Failure::Nar { asked });
+        health.record_failure(
+            asked,
+            peer(1),
+            Failure::Nar {
+                asked,
+                is_stall: true,
+            },
+        );
     };
     (0..2).for_each(fail);
     assert!(health.may_probe_nar(at(2), peer(1)));

@@ -218,12 +218,20 @@ impl Holders {
                 let last_answer = self.finder.0.lan.last_answer(peer);
                 Failure::Transport { last_answer }
             }
-            HolderError::Peer(_)
-            | HolderError::Stalled { .. }
-            | HolderError::Silent { .. }
-            | HolderError::NoEnd
-            | HolderError::Slow { .. }
-            | HolderError::Contradiction => Failure::Nar { asked: self.began },
+            HolderError::Stalled { .. } | HolderError::Silent { .. } | HolderError::Slow { .. } => {
+                let asked = self.began;
+                Failure::Nar {
+                    asked,
+                    is_stall: true,
+                }
+            }
+            HolderError::Peer(_) | HolderError::NoEnd | HolderError::Contradiction => {
+                let asked = self.began;
+                Failure::Nar {
+                    asked,
+                    is_stall: false,
+                }
+            }
         };
         let health = &self.finder.memory().health;
         health.record_failure(Instant::now(), peer, failure);

@@ -194,12 +194,13 @@ impl Discovery {
             let packet = packet.clone();
             actions.push(Action::Broadcast { packet, scope });
         }
-        for (_, peer) in self.peers.iter() {
+        let links: Vec<u32> = self.links.iter().map(|link| link.interface).collect();
+        for (_, peer) in self.peers.iter_mut() {
             let may_be_old = peer.sender.is_none() && !peer.is_myself;
-            let is_reached = self.is_broadcast_to(peer.interface) && !peer.is_configured;
+            let is_reached = links.contains(&peer.interface) && !peer.is_configured;
             // To new asks an old peer is silent.
             let may_answer = peer.is_configured || peer.heard_old.is_some() || !peer.is_silent;
-            if may_be_old && !is_reached && may_answer {
+            if may_be_old && !is_reached && may_answer && peer.take_old_request(now) {
                 let (to, packet) = (peer.address, packet.clone());
                 self.counters.old_requests_sent += 1;
                 actions.push(Action::Send { to, packet });

@@ -101,6 +101,8 @@ pub(super) struct Peer {
     pub(super) heard: Option<Instant>,
     /// When it last answered as an old peer does.
     pub(super) heard_old: Option<Instant>,
+    /// When it was last asked as an old peer is.
+    pub(super) old_requested: Option<Instant>,
     /// When it last gave a path.
     pub(super) given: Option<Instant>,
     /// What the budget has paid for lookups that it then said it has the path of. It comes back
@@ -130,6 +132,7 @@ impl Peer {
             is_silent: false,
             heard: None,
             heard_old: None,
+            old_requested: None,
             given: None,
             owed: Duration::ZERO,
             given_in_burst: 0,
@@ -213,11 +216,6 @@ impl Peer {
     /// How long it is waited for when it is silent, and nobody else is there to wait for.
     pub(super) fn silent_wait(&self) -> Duration {
         self.timeout().max(FIRST_TIMEOUT)
-    }
-
-    /// Whether it is asked with new datagrams: not an old peer, not ourselves.
-    pub(super) fn takes_asks(&self) -> bool {
-        !self.is_myself && (self.heard_old.is_none() || self.sender.is_some())
     }
 
     /// Whether something waits to be sent to it, or to be repeated.

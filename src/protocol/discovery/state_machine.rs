@@ -35,6 +35,9 @@ pub(super) const MAX_UNICAST: usize = 64;
 /// While a peer was turned away within this time, the table does not have all of them.
 const TURNED_AWAY_COUNTS_FOR: Duration = Duration::from_secs(60);
 
+/// Greetings to all sources: those to hosts that are not there fill the socket's buffer.
+const GREETINGS_PER_SECOND: u32 = 32;
+
 /// Answers to a broadcast ask are spread over this for each live peer, and over this at most.
 pub(super) const ASK_SPREAD: (Duration, Duration) =
     (Duration::from_micros(5), Duration::from_millis(5));
@@ -72,6 +75,8 @@ pub struct Discovery {
     pub(super) ask_limit: AskLimit,
     pub(super) broadcasts_answered: PerSecond,
     pub(super) greetings: PerSecond,
+    /// The same, all sources together.
+    pub(super) all_greetings: PerSecond,
     pub(super) new_peers: NewPeerLimit,
     pub(super) turned_away: Option<Instant>,
     pub(super) lookups: BTreeMap<LookupId, Lookup>,
@@ -109,6 +114,7 @@ impl Discovery {
             ask_limit: AskLimit::default(),
             broadcasts_answered: PerSecond::new(5),
             greetings: PerSecond::new(1),
+            all_greetings: PerSecond::new(GREETINGS_PER_SECOND),
             new_peers: NewPeerLimit::default(),
             turned_away: None,
             lookups: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! Asks that go to one peer: whom a lookup asks, the queues, repeats, and who is given up.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -31,6 +31,28 @@ const MAX_NOTED: usize = 64;
 
 /// Open lookups that a peer is asked for which has just shown itself.
 const MAX_CATCH_UP: usize = 2 * MAX_HASHES;
+
+/// From one old request to the next to a peer that never answered one.
+const OLD_REQUEST_PAUSE: Duration = Duration::from_millis(100);
+
+impl Peer {
+    /// Whether it is asked with new datagrams: not an old peer, not ourselves.
+    pub(super) fn takes_asks(&self) -> bool {
+        !self.is_myself && (self.heard_old.is_none() || self.sender.is_some())
+    }
+
+    /// Whether it is asked as an old peer is; if so it is noted. What fits no known host waits for
+    /// its hardware address in the socket's buffer, so one that never answered gets few.
+    pub(super) fn take_old_request(&mut self, now: Instant) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < OLD_REQUEST_PAUSE;
+        let was_answered = self.heard_old.is_some() || !self.is_silent;
+        let may = was_answered || !self.old_requested.is_some_and(is_recent);
+        if may {
+            self.old_requested = Some(now);
+        }
+        may
+    }
+}
 
 impl Discovery {
     /// The peers that a new lookup asks one by one.
@@ -200,9 +222,12 @@ impl Discovery {
         actions: &mut Vec<Action>,
     ) {
         let lookup = self.lookups.get(&id);
-        let (Some(lookup), Some(peer)) = (lookup, self.peers.get(slot)) else {
+        let (Some(lookup), Some(peer)) = (lookup, self.peers.get_mut(slot)) else {
             return;
         };
+        if !peer.take_old_request(now) {
+            return;
+        }
         let (to, hash) = (peer.address, lookup.hash);
         let request = self.ids.draw();
         let packet = Datagram::Request { id: request, hash }.encode();
@@ -289,7 +314,9 @@ impl Discovery {
 
     /// Asks one address whether there is a peer.
     pub(super) fn greet(&mut self, now: Instant, to: SocketAddr, actions: &mut Vec<Action>) {
-        if !self.greetings.admit(now, to.ip()) {
+        if !self.greetings.admit(now, to.ip())
+            || !self.all_greetings.admit(now, Ipv4Addr::UNSPECIFIED.into())
+        {
             return;
         }
         let id = self.ids.draw();
