@@ -4,7 +4,8 @@
 //! Candidates are asked for their narinfo in the order of their health, each a little after the
 //! one before (a hedge), so that one that hangs costs nothing where another one answers. The
 //! lookup ends when nobody else can say yes and no request is worth waiting for: each is waited
-//! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A request goes on when its lookup has ended, so that its outcome counts.
+//! for as long as [`AllowedWait`] says, and after that as long as the budget of the burst lasts. A
+//! request goes on when its lookup has ended, so that its outcome counts.
 
 mod requests;
 mod wait;
@@ -16,19 +17,18 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use log::{debug, warn};
+use log::debug;
 use tokio::time::{sleep_until, timeout};
 
 use super::{
     Finder, Found, Holder,
     acceptance::{Offer, Rejection},
-    peer_health::{Failure, Order, Success},
+    peer_health::{Order, Success},
 };
 use crate::{
     format::{NarHash, StorePathHash},
     peer::PeerError,
     protocol::PeerAddr,
-    system::journal::chain,
 };
 
 use requests::{Candidates, Requests};
@@ -45,9 +45,6 @@ const LONGEST_FAR_FREE_WAIT: Duration = Duration::from_millis(400);
 
 /// What is asked of a NAR to see whether it comes.
 const FIRST_BYTES: u64 = 4 << 10;
-
-/// A request to a peer that is not trusted to answer is late after that, and three round trips.
-const LATE_AFTER: Duration = Duration::from_millis(100);
 
 /// The first bytes of a NAR must come within that and two round trips, from a peer whose NARs fail.
 const FIRST_BYTES_WITHIN: Duration = Duration::from_millis(50);
@@ -137,12 +134,12 @@ impl Finder {
             let has_next = !candidates.is_empty() && requests.has_room();
             let asks_next = has_next && (is_over || next_at.is_none_or(|at| at <= now));
             if is_over && !has_next {
-                // One of them has given another path since it was asked.
-                let trusted = requests
+                // One of them has given another path since it was asked; for a NAR that Nix was
+                // promised all are given the time that they may take.
+                let until = requests
                     .began()
-                    .filter(|(peer, _)| self.is_worth_waiting(*peer));
-                let until = trusted
-                    .map(|(peer, began)| began + self.longest_free_wait(peer))
+                    .filter(|(peer, _)| nar_hash.is_some() || self.is_worth_waiting(*peer))
+                    .map(|(peer, began)| began + self.late_after(peer) + FREE_WAIT)
                     .max();
                 if until.is_some_and(|until| until > now) {
                     wait.extend_to(until);
@@ -271,15 +268,6 @@ impl Finder {
         (round_trip * 4).clamp(LONGEST_FREE_WAIT, LONGEST_FAR_FREE_WAIT)
     }
 
-    /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
-    fn late_after(&self, peer: PeerAddr) -> Duration {
-        let lan = &self.0.lan;
-        if lan.is_trusted_to_answer(peer) {
-            return self.longest_free_wait(peer);
-        }
-        LATE_AFTER.max(3 * lan.round_trip(peer).unwrap_or_default())
-    }
-
     /// After how long without an answer of `peer` the next candidate is asked.
     fn hedge_delay(&self, peer: PeerAddr) -> Duration {
         let delay = self.memory().health.hedge_delay(peer);
@@ -338,101 +326,6 @@ impl Finder {
         let sources = &self.memory().nar_sources;
         sources.insert(Instant::now(), hash, found.clone());
         found
-    }
-
-    /// The narinfo of one peer, verified. Its outcome is recorded here and nowhere else.
-    pub(super) async fn request_narinfo(
-        &self,
-        peer: PeerAddr,
-        hash: StorePathHash,
-    ) -> Result<Offer, Refused> {
-        let (memory, asked) = (self.memory(), Instant::now());
-        let health = &memory.health;
-        let fetched = self.fetch_narinfo(peer, hash).await;
-        let verified = match fetched {
-            Ok(body) => {
-                let verified = self.0.trust.judge(hash, &body);
-                verified.map_err(|source| Refused::Rejected { peer, source })
-            }
-            Err(error) => Err(error.into()),
-        };
-        let now = Instant::now();
-        match &verified {
-            Err(Refused::Peer(error)) if error.is_transport() => self.record_no_answer(peer),
-            _ => {
-                health.record_success(peer, Success::Transport);
-                health.record_latency(peer, now - asked);
-            }
-        }
-        match &verified {
-            Ok(_) => health.record_success(peer, Success::Path(hash)),
-            Err(refused) => {
-                memory.counters.refused(refused.kind());
-                debug!(
-                    hash:% = hash, peer:% = peer.ip(), reason = refused.kind();
-                    "nothing of use from {peer}: {}", chain(refused)
-                );
-                if !matches!(refused, Refused::Peer(error) if error.is_transport()) {
-                    health.record_failure(now, peer, Failure::Path(hash));
-                }
-                let is_other_path = matches!(
-                    refused,
-                    Refused::Rejected {
-                        source: Rejection::OtherPath { .. },
-                        ..
-                    }
-                );
-                if is_other_path && let Some(ban) = health.record_wrong_path(now, peer) {
-                    warn!(
-                        hash:% = hash, peer:% = peer.ip(), reason = refused.kind();
-                        "{peer} answers with narinfos of other paths and is not asked for {} minutes", ban.as_secs() / 60
-                    );
-                }
-            }
-        }
-        verified
-    }
-
-    async fn fetch_narinfo(
-        &self,
-        peer: PeerAddr,
-        hash: StorePathHash,
-    ) -> Result<bytes::Bytes, PeerError> {
-        let path = format!("local/{hash}.narinfo");
-        let limit = self.limits().narinfo.bytes();
-        let client = self.client();
-        let late_after = self.late_after(peer);
-        // What is late has failed already, as far as other lookups are concerned.
-        let mut answered = pin!(client.narinfo(peer, &path));
-        let narinfo = match timeout(late_after, answered.as_mut()).await {
-            Ok(narinfo) => narinfo?,
-            Err(_) => {
-                self.record_no_answer(peer);
-                answered.await?
-            }
-        };
-        let health = &self.memory().health;
-        let mut read = pin!(narinfo.read(limit));
-        let body = match timeout(late_after, read.as_mut()).await {
-            Ok(body) => body,
-            Err(_) => {
-                health.record_failure(Instant::now(), peer, Failure::NarinfoStalled);
-                read.await
-            }
-        };
-        if !matches!(body, Err(PeerError::Incomplete { .. })) {
-            health.record_success(peer, Success::Narinfo);
-        }
-        body
-    }
-
-    fn record_no_answer(&self, peer: PeerAddr) {
-        let last_answer = self.0.lan.last_answer(peer);
-        let failure = Failure::Transport { last_answer };
-        let health = &self.memory().health;
-        debug!(peer:% = peer.ip(); "{peer} does not answer over HTTP");
-        health.record_failure(Instant::now(), peer, failure);
-        self.reconnect(peer);
     }
 }
 

@@ -19,11 +19,15 @@ pub mod peer_health;
 pub mod prefetch;
 pub mod stream;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::BoxFuture;
 use log::debug;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     config::Limits,
@@ -41,6 +45,9 @@ use nar_sources::{Found, Holder, NarSources};
 use peer_health::PeerHealth;
 use prefetch::Prefetched;
 pub use stream::{NarStream, StreamError};
+
+/// Pause before a NAR that Nix was promised is looked for again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Where this machine's part begins: its store, and what of it may be shared.
 #[derive(Debug, Clone)]
@@ -166,7 +173,22 @@ impl Finder {
 
     /// A path whose NAR can be opened, known from its narinfo or asked for again; with
     /// `nar_hash` only if that is its NAR.
+    /// While a peer may be restarting it is asked again: without this NAR, which Nix was promised,
+    /// a build fails.
     pub async fn nar(&self, hash: StorePathHash, nar_hash: Option<NarHash>) -> Option<Found> {
+        let until = Instant::now() + self.limits().stall_alone;
+        loop {
+            let found = self.nar_now(hash, nar_hash).await;
+            let now = Instant::now();
+            let may_come = now < until && self.memory().health.may_restart(now);
+            if found.is_some() || !may_come {
+                return found;
+            }
+            sleep(ASK_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn nar_now(&self, hash: StorePathHash, nar_hash: Option<NarHash>) -> Option<Found> {
         let sources = &self.0.memory.nar_sources;
         if let Some(found) = sources.fresh(Instant::now(), hash, nar_hash) {
             return Some(found);

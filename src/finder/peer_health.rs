@@ -35,6 +35,9 @@ const WAITED_FOR_EVERY: Duration = Duration::from_secs(1);
 /// it: then the burst is over.
 const WANTED_FOR: Duration = Duration::from_secs(60);
 
+/// A restart takes a peer at most so long: requests under way end, and a new process starts.
+const RESTART: Duration = Duration::from_secs(2);
+
 /// Peers that get connection attempts at the same time.
 const MOST_RECONNECTING: usize = 8;
 
@@ -276,6 +279,18 @@ impl PeerHealth {
         let state = self.lock();
         let record = state.peers.peek(&peer);
         record.is_some_and(|record| record.transport.is_some())
+    }
+
+    /// Whether a peer has stopped answering a moment ago: it may be restarting.
+    pub fn may_restart(&self, now: Instant) -> bool {
+        let is_new = |backoff: Backoff| {
+            backoff.pause <= FIRST_BACKOFF * 2 && now.duration_since(backoff.failed_at) < RESTART
+        };
+        let state = self.lock();
+        state
+            .peers
+            .iter()
+            .any(|(_, record)| record.transport.is_some_and(is_new))
     }
 
     /// Whether one lookup may wait for a `peer` that is late: one in a second.

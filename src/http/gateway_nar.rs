@@ -27,7 +27,10 @@ pub(super) async fn answer<B>(
     if resumes && nar_hash.is_some_and(|nar_hash| finder.is_incompletable(hash, nar_hash)) {
         return Err(Refusal::NotFound);
     }
-    let found = finder.nar(hash, nar_hash).await.ok_or(Refusal::NotFound)?;
+    let found = finder.nar(hash, nar_hash).await.ok_or_else(|| {
+        log::info!(hash:% = hash, reason = "no-holder"; "nobody who answers has the NAR of {hash}");
+        Refusal::NotFound
+    })?;
     let (nar_hash, size) = (found.info.nar_hash, found.info.nar_size);
     let range = part(request.headers(), &nar_hash, size)?;
     if request.method() == Method::HEAD {

@@ -1,13 +1,24 @@
 //! The candidates of one lookup, and its open requests for narinfos.
 
-use std::time::Instant;
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use log::{debug, warn};
+use tokio::time::timeout;
 
 use crate::{
-    finder::{Finder, acceptance::Offer, peer_health::Order},
+    finder::{
+        Finder,
+        acceptance::{Offer, Rejection},
+        peer_health::{Failure, Order, Success},
+    },
     format::StorePathHash,
+    peer::PeerError,
     protocol::PeerAddr,
+    system::journal::chain,
 };
 
 use super::Refused;
@@ -17,6 +28,9 @@ const ASKED_AT_ONCE: usize = 8;
 
 /// Candidates of one lookup that are remembered.
 const MOST_CANDIDATES: usize = 32;
+
+/// A request to a peer that is not trusted to answer is late after that, and three round trips.
+const LATE_AFTER: Duration = Duration::from_millis(100);
 
 /// A narinfo of this peer was asked for.
 type Answer = (PeerAddr, Result<Offer, Refused>);
@@ -123,5 +137,111 @@ impl Drop for Requests {
             self.finder
                 .finish_later(open.for_each(|_| std::future::ready(())));
         }
+    }
+}
+
+impl Finder {
+    /// The narinfo of one peer, verified. Its outcome is recorded here and nowhere else.
+    pub(in crate::finder) async fn request_narinfo(
+        &self,
+        peer: PeerAddr,
+        hash: StorePathHash,
+    ) -> Result<Offer, Refused> {
+        let (memory, asked) = (self.memory(), Instant::now());
+        let health = &memory.health;
+        let fetched = self.fetch_narinfo(peer, hash).await;
+        let verified = match fetched {
+            Ok(body) => {
+                let verified = self.0.trust.judge(hash, &body);
+                verified.map_err(|source| Refused::Rejected { peer, source })
+            }
+            Err(error) => Err(error.into()),
+        };
+        let now = Instant::now();
+        match &verified {
+            Err(Refused::Peer(error)) if error.is_transport() => self.record_no_answer(peer),
+            _ => {
+                health.record_success(peer, Success::Transport);
+                health.record_latency(peer, now - asked);
+            }
+        }
+        match &verified {
+            Ok(_) => health.record_success(peer, Success::Path(hash)),
+            Err(refused) => {
+                memory.counters.refused(refused.kind());
+                debug!(
+                    hash:% = hash, peer:% = peer.ip(), reason = refused.kind();
+                    "nothing of use from {peer}: {}", chain(refused)
+                );
+                if !matches!(refused, Refused::Peer(error) if error.is_transport()) {
+                    health.record_failure(now, peer, Failure::Path(hash));
+                }
+                let is_other_path = matches!(
+                    refused,
+                    Refused::Rejected {
+                        source: Rejection::OtherPath { .. },
+                        ..
+                    }
+                );
+                if is_other_path && let Some(ban) = health.record_wrong_path(now, peer) {
+                    warn!(
+                        hash:% = hash, peer:% = peer.ip(), reason = refused.kind();
+                        "{peer} answers with narinfos of other paths and is not asked for {} minutes", ban.as_secs() / 60
+                    );
+                }
+            }
+        }
+        verified
+    }
+
+    async fn fetch_narinfo(
+        &self,
+        peer: PeerAddr,
+        hash: StorePathHash,
+    ) -> Result<bytes::Bytes, PeerError> {
+        let path = format!("local/{hash}.narinfo");
+        let limit = self.limits().narinfo.bytes();
+        let client = self.client();
+        let late_after = self.late_after(peer);
+        // What is late has failed already, as far as other lookups are concerned.
+        let mut answered = pin!(client.narinfo(peer, &path));
+        let narinfo = match timeout(late_after, answered.as_mut()).await {
+            Ok(narinfo) => narinfo?,
+            Err(_) => {
+                self.record_no_answer(peer);
+                answered.await?
+            }
+        };
+        let health = &self.memory().health;
+        let mut read = pin!(narinfo.read(limit));
+        let body = match timeout(late_after, read.as_mut()).await {
+            Ok(body) => body,
+            Err(_) => {
+                health.record_failure(Instant::now(), peer, Failure::NarinfoStalled);
+                read.await
+            }
+        };
+        if !matches!(body, Err(PeerError::Incomplete { .. })) {
+            health.record_success(peer, Success::Narinfo);
+        }
+        body
+    }
+
+    fn record_no_answer(&self, peer: PeerAddr) {
+        let last_answer = self.0.lan.last_answer(peer);
+        let failure = Failure::Transport { last_answer };
+        let health = &self.memory().health;
+        debug!(peer:% = peer.ip(); "{peer} does not answer over HTTP");
+        health.record_failure(Instant::now(), peer, failure);
+        self.reconnect(peer);
+    }
+
+    /// A request to `peer` that has no answer after so long has failed, as far as others are concerned.
+    pub(super) fn late_after(&self, peer: PeerAddr) -> Duration {
+        let lan = &self.0.lan;
+        if lan.is_trusted_to_answer(peer) {
+            return self.longest_free_wait(peer);
+        }
+        LATE_AFTER.max(3 * lan.round_trip(peer).unwrap_or_default())
     }
 }

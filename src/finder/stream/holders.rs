@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::StreamError;
 use crate::{
     finder::{
-        Finder, Found, Holder,
+        ASK_AGAIN_AFTER, Finder, Found, Holder,
         nar_sources::{Body, HolderError, Incompletable},
         peer_health::{Failure, Order, Success},
     },
@@ -37,9 +37,6 @@ const SECOND_HOLDER_AFTER_A_LIE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A holder whose NARs fail may stall for so many times as long as it may take for first bytes.
 const STALL_FACTOR: u32 = 4;
-
-/// Pause before others are looked for again, where a lie was told.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What is left to try when the holders at hand have failed. Each piece that arrives begins
 /// anew.
