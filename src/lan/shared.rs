@@ -147,31 +147,45 @@ impl Shared {
 
     /// Carries out what the core has decided.
     pub(super) fn perform(&self, state: &mut State, requests: Option<&mpsc::Sender<PeerRequest>>) {
-        let mut actions = std::mem::take(&mut state.actions);
-        for action in actions.drain(..) {
-            match action {
-                Action::Broadcast { packet, scope } => self.broadcast(state, &packet, scope),
-                Action::Send { to, packet } => {
-                    self.send(sockets::for_peer(&self.sockets, to), to, None, &packet);
-                }
-                Action::Reply { to, path, packet } => self.reply(to, &path, &packet),
-                Action::Request(request) => {
-                    let sent = requests.is_some_and(|it| it.try_send(request).is_ok());
-                    if !sent {
-                        self.io.requests_dropped.add(1);
-                    }
-                }
-                Action::Candidate { lookup, peer } => {
-                    state.tell(lookup, Event::Candidate(peer));
-                }
-                Action::Finished { lookup, outcome } => {
-                    // The core may end a lookup before its owner is known here.
-                    state.tell(lookup, Event::Finished(outcome));
-                    state.lookups.remove(&lookup);
-                }
+        while !state.actions.is_empty() {
+            for action in std::mem::take(&mut state.actions) {
+                self.perform_one(state, action, requests);
             }
         }
-        state.actions = actions;
+    }
+
+    /// What follows from it is in the actions of the state.
+    fn perform_one(
+        &self,
+        state: &mut State,
+        action: Action,
+        requests: Option<&mpsc::Sender<PeerRequest>>,
+    ) {
+        match action {
+            Action::Broadcast { packet, scope } => self.broadcast(state, &packet, scope),
+            Action::Send { to, packet } => {
+                let socket = sockets::for_peer(&self.sockets, to);
+                if self.send(socket, to, None, &packet) == Some(Fault::Network) {
+                    let (now, actions) = (Instant::now(), &mut state.actions);
+                    state.core.note_unreachable(now, to, actions);
+                }
+            }
+            Action::Reply { to, path, packet } => self.reply(to, &path, &packet),
+            Action::Request(request) => {
+                let sent = requests.is_some_and(|it| it.try_send(request).is_ok());
+                if !sent {
+                    self.io.requests_dropped.add(1);
+                }
+            }
+            Action::Candidate { lookup, peer } => {
+                state.tell(lookup, Event::Candidate(peer));
+            }
+            Action::Finished { lookup, outcome } => {
+                // The core may end a lookup before its owner is known here.
+                state.tell(lookup, Event::Finished(outcome));
+                state.lookups.remove(&lookup);
+            }
+        }
     }
 
     /// Answers from the address that was asked, if there is room beside our own asks.
@@ -190,17 +204,18 @@ impl Shared {
         to: SocketAddr,
         path: Option<&ReturnPath>,
         packet: &Packet,
-    ) {
+    ) -> Option<Fault> {
         match (socket, path.and_then(|path| path.local)) {
             (Some(socket), Some(local)) => {
                 // An address that is gone, or that cannot be sent from: as the system likes.
                 let sent = socket.send_from(local, to, packet);
-                self.count(&sent.or_else(|_| socket.send(to, packet)));
+                self.count(&sent.or_else(|_| socket.send(to, packet)))
             }
-            (Some(socket), None) => {
-                self.count(&socket.send(to, packet));
+            (Some(socket), None) => self.count(&socket.send(to, packet)),
+            (None, _) => {
+                self.io.send_refused.add(1);
+                Some(Fault::Network)
             }
-            (None, _) => self.io.send_refused.add(1),
         }
     }
 

@@ -117,10 +117,11 @@ impl Burst {
             self.is_change_unasked = false;
             self.gate = None;
             self.discovery = vec![now];
-        } else if has_networks && self.discovery.is_empty() {
-            if self.is_discovery_older_than(now, DISCOVERY_PAUSE) {
-                self.discovery.push(now);
-            }
+        } else if has_networks
+            && self.discovery.is_empty()
+            && self.is_discovery_older_than(now, DISCOVERY_PAUSE)
+        {
+            self.discovery.push(now);
         }
         begins
     }

@@ -245,6 +245,23 @@ impl Discovery {
             peer.is_silent = true;
             self.counters.gone_silent += 1;
         }
+        self.end_waits(now, slot, actions);
+    }
+
+    /// There is no way to this address: what was asked there is not waited for.
+    pub fn note_unreachable(&mut self, now: Instant, to: SocketAddr, actions: &mut Vec<Action>) {
+        let Some(slot) = self.peers.find(to) else {
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.waves.clear();
+            peer.queue.clear();
+        }
+        self.end_waits(now, slot, actions);
+    }
+
+    /// No lookup waits for `slot`.
+    fn end_waits(&mut self, now: Instant, slot: usize, actions: &mut Vec<Action>) {
         let waits = self.lookups.iter_mut();
         let given_up: Vec<LookupId> = waits
             .filter_map(|(&id, lookup)| lookup.give_up(slot).then_some(id))
