@@ -158,13 +158,17 @@ impl Discovery {
         actions: &mut Vec<Action>,
     ) {
         let has_old_peer = self.peers.has_old_peer(now);
-        let Some(is_everywhere) = self.burst.take_old_request(now, has_old_peer) else {
+        let Some(is_everywhere) = self
+            .burst
+            .take_old_request(now, has_old_peer, self.links.len())
+        else {
             return;
         };
-        if let Some(lookup) = self.lookups.get_mut(&id) {
-            lookup.old_requested = Some(now);
-        }
+        let sent = actions.len();
         self.ask_old_peers(now, id, is_everywhere, actions);
+        if let Some(lookup) = self.lookups.get_mut(&id) {
+            lookup.old_requested = (actions.len() > sent).then_some(now);
+        }
     }
 
     /// Sends a request as old peers understand it: to the networks, and to those that no
@@ -183,7 +187,9 @@ impl Discovery {
         let (packet, hash) = (request, lookup.hash);
         let packet = Datagram::Request { id: packet, hash }.encode();
         self.asks.insert(now, request, Target::Old, vec![id]);
-        let scopes = if is_everywhere {
+        let scopes = if self.links.is_empty() {
+            Vec::new()
+        } else if is_everywhere {
             vec![Scope::Ipv4]
         } else {
             let heard = self.heard_links(now).into_iter();

@@ -28,8 +28,10 @@ const DISCOVERY_COPIES: [Duration; 3] = [
 const OLD_REQUESTS_AT_ONCE: u32 = 1_000;
 const OLD_REQUESTS_PER_SECOND: u32 = 50;
 
-/// The first requests to old peers go to all networks, the others to those with peers.
+/// The first requests to old peers go to all networks, the others to those with peers. One frame
+/// may be lost; where there are many interfaces only the first one does.
 const OLD_REQUESTS_EVERYWHERE: u32 = 3;
+const MANY_LINKS: usize = 16;
 
 /// One burst after the other.
 #[derive(Debug, Default)]
@@ -160,7 +162,12 @@ impl Burst {
 
     /// Takes one request to old peers, if one more is allowed: `Some(true)` for one that goes
     /// to all networks.
-    pub(super) fn take_old_request(&mut self, now: Instant, has_old_peer: bool) -> Option<bool> {
+    pub(super) fn take_old_request(
+        &mut self,
+        now: Instant,
+        has_old_peer: bool,
+        links: usize,
+    ) -> Option<bool> {
         self.old_requests = self.old_requests.saturating_add(1);
         if !has_old_peer && self.old_requests > OLD_REQUESTS_AT_ONCE {
             let is_over = |at| now.saturating_duration_since(at) >= Duration::from_secs(1);
@@ -173,7 +180,12 @@ impl Burst {
                 return None;
             }
         }
-        Some(self.old_requests <= OLD_REQUESTS_EVERYWHERE)
+        let everywhere = if links > MANY_LINKS {
+            1
+        } else {
+            OLD_REQUESTS_EVERYWHERE
+        };
+        Some(self.old_requests <= everywhere)
     }
 
     /// `peer` says that it has a path, for which a lookup paid since then. The time comes back at
@@ -248,7 +260,7 @@ mod tests {
         let (mut burst, now) = (Burst::default(), Instant::now());
         burst.note_activity(now, true);
         let count = |burst: &mut Burst, now, has_old| {
-            let sent = (0..5_000).filter_map(|_| burst.take_old_request(now, has_old));
+            let sent = (0..5_000).filter_map(|_| burst.take_old_request(now, has_old, 2));
             let sent: Vec<bool> = sent.collect();
             (sent.len(), sent.into_iter().filter(|&it| it).count())
         };
@@ -258,5 +270,9 @@ mod tests {
             (50, 0)
         );
         assert_eq!(count(&mut burst, now, true), (5_000, 0));
+        let mut many = Burst::default();
+        assert!(many.note_activity(now, true));
+        let sent = [0, 1].map(|_| many.take_old_request(now, false, MANY_LINKS + 1));
+        assert_eq!(sent, [Some(true), Some(false)], "on many interfaces");
     }
 }

@@ -78,6 +78,10 @@ fn receive(discovery: &mut Discovery, now: Instant, bytes: &[u8]) -> Vec<Action>
 }
 
 fn answer(id: u32, state: PathState) -> Vec<u8> {
+    answer_to(id, vec![state])
+}
+
+fn answer_to(id: u32, states: Vec<PathState>) -> Vec<u8> {
     let answer = Answer {
         id,
         sender: Sender {
@@ -85,7 +89,7 @@ fn answer(id: u32, state: PathState) -> Vec<u8> {
             instance: 9,
         },
         streams: Magnitude::default(),
-        states: vec![state],
+        states,
     };
     Datagram::Answer(answer).encode().to_vec()
 }
@@ -122,6 +126,40 @@ fn a_peer_that_has_the_path_may_give_it_before_others_are_asked() {
     // It did not give it: it may have lied.
     assert_eq!(old_requests(&mut discovery, now + ms(6)), 1);
     discovery.cancel(now + ms(6), lookup);
+}
+
+#[test]
+fn what_cannot_be_sent_is_not_waited_for() {
+    let (mut discovery, now) = (discovery(), Instant::now());
+    let (first, sent_first) = begin(&mut discovery, now);
+    let [Datagram::Ask(ask)] = &sent_first[..] else {
+        panic!("{sent_first:?}");
+    };
+    let bytes = answer(ask.id, PathState::Absent);
+    let actions = receive(&mut discovery, now + ms(1), &bytes);
+    let [Datagram::Ask(greeting)] = &sent(&actions)[..] else {
+        panic!("{actions:?}");
+    };
+    let bytes = answer_to(greeting.id, Vec::new());
+    receive(&mut discovery, now + ms(2), &bytes);
+    discovery.cancel(now + ms(1), first);
+    // The copies of the first discovery broadcast.
+    for after in [10, 40] {
+        discovery.expire(now + ms(after), &mut Vec::new());
+    }
+    discovery.set_links(Vec::new(), false);
+    let later = now + Duration::from_secs(30);
+    let (second, sent_second) = begin(&mut discovery, later);
+    assert!(
+        matches!(sent_second[..], [Datagram::Ask(_)]),
+        "{sent_second:?}"
+    );
+    let mut actions = Vec::new();
+    discovery.note_unreachable(later, peer(2), &mut actions);
+    discovery.expire(later, &mut actions);
+    let is_over = |it: &Action| matches!(it, Action::Finished { lookup, .. } if *lookup == second);
+    assert!(actions.iter().any(is_over), "{actions:?}");
+    assert_eq!(discovery.budget().left(later), ms(350));
 }
 
 #[test]
