@@ -37,7 +37,7 @@ impl Discovery {
     /// Asks everyone who is there, and for what is looked up at the moment.
     pub(super) fn send_discovery(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for address in std::mem::take(&mut self.noted) {
-            self.greet(now, address, actions);
+            self.greet(now, address, false, actions);
         }
         let id = self.ids.draw();
         let live = self.live_peers();

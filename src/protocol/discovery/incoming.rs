@@ -97,7 +97,7 @@ impl Discovery {
         if is_for_all && !self.broadcasts_answered.admit(now, ip) {
             // Someone may ask in this peer's name to keep it from being answered.
             self.counters.rate_limited += 1;
-            self.greet(now, arrival.from, actions);
+            self.greet(now, arrival.from, false, actions);
             return;
         }
         self.note_asker(now, arrival.from, actions);
@@ -211,6 +211,7 @@ impl Discovery {
             return self.counters.reject(Reject::Count);
         }
         self.counters.answers += 1;
+        self.greetings.note_answer(arrival.from.ip());
         let took = now.saturating_duration_since(sent.at);
         let is_at = |slot: &usize| {
             let peer = self.peers.get(*slot);
@@ -332,7 +333,7 @@ impl Discovery {
         };
         if !peer.is_live && peer.queue.is_empty() && peer.waves.is_empty() {
             let address = peer.address;
-            self.greet(now, address, actions);
+            self.greet(now, address, true, actions);
         }
     }
 
@@ -376,7 +377,7 @@ impl Discovery {
         };
         if slot.is_some_and(is_old) {
             // A new peer whose answers were lost so far responds as well.
-            self.greet(now, arrival.from, actions);
+            self.greet(now, arrival.from, true, actions);
         }
         let http = http_address(arrival.from, http_port);
         self.take_state(now, (lookup, slot, http), PathState::Present, actions);

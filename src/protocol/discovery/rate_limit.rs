@@ -1,11 +1,12 @@
-//! How much is answered to whom, and how many peers one network may introduce.
+//! How much is answered to whom, how many peers one network may introduce, and how many hosts are
+//! greeted.
 //!
 //! Nothing is limited as long as all sources together ask for fewer hashes than a daemon can look
 //! up. Beyond that live peers come first, each with the same share, and long asks of one source
 //! end before its short ones: a forger who asks in a peer's name takes little from that peer.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
@@ -140,6 +141,49 @@ impl NewPeerLimit {
     }
 }
 
+/// A datagram to a host that is not there waits so long in the socket's buffer, which has room for
+/// some 270 by default.
+const HOST_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_UNANSWERED: usize = 96;
+
+/// Whom we greet: each address once a second. Anyone can ask in the names of hosts that are not
+/// there: as long as many have not answered, nobody is greeted just because it asks.
+#[derive(Debug)]
+pub(super) struct GreetingLimit {
+    each: PerSecond,
+    unanswered: VecDeque<(Instant, IpAddr)>,
+}
+
+impl Default for GreetingLimit {
+    fn default() -> Self {
+        Self {
+            each: PerSecond::new(1),
+            unanswered: VecDeque::new(),
+        }
+    }
+}
+
+impl GreetingLimit {
+    /// Whether `ip` may be greeted, which has answered a broadcast or else has just asked.
+    pub(super) fn admit(&mut self, now: Instant, ip: IpAddr, has_answered: bool) -> bool {
+        let is_over = |at: Instant| now.saturating_duration_since(at) >= HOST_TIMEOUT;
+        while self.unanswered.front().is_some_and(|&(at, _)| is_over(at)) {
+            self.unanswered.pop_front();
+        }
+        let fits = has_answered || self.unanswered.len() < MAX_UNANSWERED;
+        let is_admitted = fits && self.each.admit(now, ip);
+        if is_admitted && self.unanswered.len() < MAX_UNANSWERED {
+            self.unanswered.push_back((now, ip));
+        }
+        is_admitted
+    }
+
+    /// `ip` has answered.
+    pub(super) fn note_answer(&mut self, ip: IpAddr) {
+        self.unanswered.retain(|&(_, greeted)| greeted != ip);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +252,23 @@ mod tests {
         assert_eq!(introduced(now, 256), 8, "another /24");
         assert_eq!(introduced(now + SECOND / 2, 100), 0);
         assert_eq!(introduced(now + SECOND, 100), 8);
+    }
+
+    #[test]
+    fn askers_are_greeted_as_long_as_few_have_not_answered() {
+        let (mut limit, now) = (GreetingLimit::default(), Instant::now());
+        let there = (0..1_000).filter(|&n| {
+            let is_greeted = limit.admit(now, ip(n), false);
+            limit.note_answer(ip(n));
+            is_greeted
+        });
+        assert_eq!(there.count(), 1_000);
+        assert!(!limit.admit(now, ip(1), true), "once a second");
+        let gone = (1_000..2_000).filter(|&n| limit.admit(now, ip(n), false));
+        assert_eq!(gone.count(), MAX_UNANSWERED);
+        assert!(limit.admit(now, ip(2_000), true), "it has answered");
+        assert!(!limit.admit(now + HOST_TIMEOUT - SECOND, ip(2_001), false));
+        assert!(limit.admit(now + HOST_TIMEOUT, ip(2_001), false));
     }
 
     #[test]

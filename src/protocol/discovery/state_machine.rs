@@ -15,7 +15,7 @@ use super::{
     ids::Ids,
     lookup::Lookup,
     peer_table::{HOUR, Peer, PeerTable, Wanted},
-    rate_limit::{AskLimit, NewPeerLimit, PerSecond},
+    rate_limit::{AskLimit, GreetingLimit, NewPeerLimit, PerSecond},
     slots::Slots,
 };
 use crate::{
@@ -34,9 +34,6 @@ pub(super) const MAX_UNICAST: usize = 64;
 
 /// While a peer was turned away within this time, the table does not have all of them.
 const TURNED_AWAY_COUNTS_FOR: Duration = Duration::from_secs(60);
-
-/// Greetings to all sources: those to hosts that are not there fill the socket's buffer.
-const GREETINGS_PER_SECOND: u32 = 32;
 
 /// Answers to a broadcast ask are spread over this for each live peer, and over this at most.
 pub(super) const ASK_SPREAD: (Duration, Duration) =
@@ -74,9 +71,7 @@ pub struct Discovery {
     pub(super) delayed: DelayedAnswers,
     pub(super) ask_limit: AskLimit,
     pub(super) broadcasts_answered: PerSecond,
-    pub(super) greetings: PerSecond,
-    /// The same, all sources together.
-    pub(super) all_greetings: PerSecond,
+    pub(super) greetings: GreetingLimit,
     pub(super) new_peers: NewPeerLimit,
     pub(super) turned_away: Option<Instant>,
     pub(super) lookups: BTreeMap<LookupId, Lookup>,
@@ -113,8 +108,7 @@ impl Discovery {
             delayed: DelayedAnswers::default(),
             ask_limit: AskLimit::default(),
             broadcasts_answered: PerSecond::new(5),
-            greetings: PerSecond::new(1),
-            all_greetings: PerSecond::new(GREETINGS_PER_SECOND),
+            greetings: GreetingLimit::default(),
             new_peers: NewPeerLimit::default(),
             turned_away: None,
             lookups: BTreeMap::new(),

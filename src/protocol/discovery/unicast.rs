@@ -1,7 +1,7 @@
 //! Asks that go to one peer: whom a lookup asks, the queues, repeats, and who is given up.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -329,11 +329,15 @@ impl Discovery {
         Datagram::Ask(ask).encode()
     }
 
-    /// Asks one address whether there is a peer.
-    pub(super) fn greet(&mut self, now: Instant, to: SocketAddr, actions: &mut Vec<Action>) {
-        if !self.greetings.admit(now, to.ip())
-            || !self.all_greetings.admit(now, Ipv4Addr::UNSPECIFIED.into())
-        {
+    /// Asks one address whether there is a peer: it has answered a broadcast, or just asked.
+    pub(super) fn greet(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        has_answered: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        if !self.greetings.admit(now, to.ip(), has_answered) {
             return;
         }
         let id = self.ids.draw();
@@ -353,7 +357,7 @@ impl Discovery {
             return;
         }
         if self.burst.is_on(now) {
-            self.greet(now, from, actions);
+            self.greet(now, from, false, actions);
         } else if self.noted.len() < MAX_NOTED && !self.noted.contains(&from) {
             self.noted.push(from);
         }
