@@ -726,6 +726,19 @@ fn assert_found(daemon: &Daemon, item: &Item) {
     assert_right(&nar(daemon, item), item);
 }
 
+/// An honest peer beside one that nothing is fetched from: it answers after a time that is less
+/// than a lookup waits.
+fn honest_later(item: &Item) -> Peer {
+    let items = [item.clone()];
+    Peer::new(
+        |datagram, port| {
+            std::thread::sleep(LATER / 2);
+            peer::has_all(datagram, port)
+        },
+        move |asked, stream| peer::serve_honestly(&items, asked, stream),
+    )
+}
+
 #[test]
 fn an_answer_from_another_address() {
     // It has the right id, and the port of a machine that the asker shall bother: the asker
@@ -748,18 +761,7 @@ fn an_answer_from_another_address() {
             |_, stream| peer::not_found(stream),
         )
     };
-    // Nobody is asked at the forged address, so the honest peer waits for a clock: less than the
-    // patience with all candidates.
-    let honest = {
-        let items = [item.clone()];
-        Peer::new(
-            |datagram, port| {
-                std::thread::sleep(LATER / 2);
-                peer::has_all(datagram, port)
-            },
-            move |asked, stream| peer::serve_honestly(&items, asked, stream),
-        )
-    };
+    let honest = honest_later(item);
     let host = Host::new()
         .with(PATIENT)
         .with(&Peer::setting(&[&hostile, &honest]));
@@ -850,7 +852,7 @@ fn a_response_that_names_another_port_or_path() {
             },
             |_, stream| peer::not_found(stream),
         );
-        let honest = Peer::honest_behind(&hostile, LATER, item);
+        let honest = honest_later(item);
         let host = Host::new()
             .with(PATIENT)
             .with(&Peer::setting(&[&hostile, &honest]));
