@@ -311,18 +311,29 @@ fn what_no_trusted_key_has_signed_is_refused() {
 }
 
 #[test]
-fn a_path_that_is_not_there_is_asked_for_once_a_minute() {
-    let item = Item::signed("absent", 1_000);
-    let cache = keeping(&[]);
+fn a_path_that_a_cache_gains_is_found_at_the_next_question() {
+    let item = Item::signed("gained", 1_000);
+    let has_it = Arc::new(AtomicBool::new(false));
+    let cache = {
+        let (kept, has_it) = (Kept::plain(&item), Arc::clone(&has_it));
+        serving(move |asked, stream| {
+            if has_it.load(SeqCst) {
+                answer(&kept, asked, stream)
+            } else {
+                peer::not_found(stream)
+            }
+        })
+    };
     let host = host_with(&[&cache], &[]);
     let daemon = started(&host, &["good"]);
     for _ in 0..3 {
         assert_eq!(narinfo(&daemon, &item), 404);
     }
-    assert_eq!(asked_for(&cache, ".narinfo").len(), 1);
+    has_it.store(true, SeqCst);
+    assert_eq!(narinfo(&daemon, &item), 200);
     let status = daemon.status();
-    assert_eq!(status["caches"][0]["misses"], 1);
-    assert_eq!(status["caches"][0]["remembered-misses"], 2);
+    assert_eq!(status["caches"][0]["misses"], 3);
+    assert_eq!(status["caches"][0]["hits"], 1);
 }
 
 #[test]

@@ -2,29 +2,30 @@
 //! once, while the LAN is asked. The first narinfo that verifies wins.
 //!
 //! When the LAN has nothing, a cache is waited for as long as it usually takes, and one that has
-//! not said a word by then is off until it has been probed again.
+//! not said a word by then is off until it has been probed again. For one that is announced by
+//! anybody and gave nothing so far the budget of the burst pays.
 
 use std::{
     collections::VecDeque,
     future::pending,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use log::debug;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use super::{
     Finder, Found, Holder,
     acceptance::{Offer, Rejection},
-    caches::{Answer, Candidate, Patience, Readiness},
-    lookup::Refused,
+    caches::{Answer, Candidate, Readiness, Trust},
+    lookup::{LONGEST_FREE_WAIT, Open, Refused},
     peer_health::{Failure, Order, Success},
 };
 use crate::{
     format::{NarHash, StorePathHash},
+    lan::PaidWait,
     peer::{Packing, PeerError},
     protocol::{PeerAddr, PlainCache},
     system::journal::chain,
@@ -38,16 +39,15 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(450);
 /// hiccup costs more than patience: Nix does not ask again within the hour for what was missed.
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
-/// What a lookup gives a cache that is announced and has been of no use lately: a web server in
-/// the same network takes less. And while it answers others, one after the other.
-const BRIEFLY: Duration = Duration::from_millis(10);
-const BRIEFLY_IF_BUSY: Duration = Duration::from_millis(50);
+/// What a lookup gives, free of charge, a cache that is announced and gave nothing so far: a web
+/// server in the same network takes less.
+const FREE_WAIT: Duration = Duration::from_millis(10);
 
 /// A cache in a lookup.
 struct Asked {
     cache: Arc<PlainCache>,
     stage: Stage,
-    patience: Patience,
+    trust: Trust,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ enum Stage {
 
 enum Event {
     Ready(usize, bool),
-    Answer(usize, Box<Result<(Offer, Packing), Refused>>),
+    Answer(usize, Option<Box<(Offer, Packing)>>),
 }
 
 impl Finder {
@@ -76,31 +76,32 @@ impl Finder {
         if caches.is_empty() {
             return lan.await;
         }
-        let mut lan_miss: Option<Instant> = None;
-        let mut events = FuturesUnordered::<BoxFuture<'_, Event>>::new();
-        for at in 0..caches.len() {
-            let asked = &mut caches[at];
-            events.push(if matches!(asked.stage, Stage::Probed(_)) {
-                let cache = Arc::clone(&asked.cache);
-                let caches = &self.memory().caches;
-                async move { Event::Ready(at, caches.becomes_good(&cache).await) }.boxed()
+        let mut has_lan = false;
+        let mut paid: Option<PaidWait> = None;
+        let mut events = Open::new(self);
+        // Questions that wait for their turn end with the lookup.
+        let lookup = Arc::new(());
+        for (at, asked) in caches.iter_mut().enumerate() {
+            if matches!(asked.stage, Stage::Probed(_)) {
+                let (finder, cache) = (self.clone(), Arc::clone(&asked.cache));
+                events.push(async move {
+                    Event::Ready(at, finder.memory().caches.becomes_good(&cache).await)
+                });
             } else {
-                self.question(at, asked, hash)
-            });
+                self.question(&mut events, at, asked, (hash, nar_hash), &lookup);
+            }
         }
         loop {
-            if lan_miss.is_some() {
+            let mut wake = None;
+            if has_lan {
                 for asked in &mut caches {
-                    self.give_up_late(asked, lan_miss, hash);
+                    let late_at = self.late_at(asked);
+                    if late_at.is_none_or(|at| at <= Instant::now()) {
+                        asked.stage = Stage::Done;
+                    }
                 }
-                if caches.iter().all(|asked| asked.stage == Stage::Done) {
-                    return None;
-                }
+                wake = Some(self.look_again_at(&mut caches, &mut paid)?);
             }
-            let wake = lan_miss.and_then(|_| {
-                let waited = caches.iter().filter_map(|asked| self.late_at(asked));
-                waited.min()
-            });
             let late = async {
                 match wake {
                     Some(at) => sleep_until(at.into()).await,
@@ -108,34 +109,52 @@ impl Finder {
                 }
             };
             tokio::select! {
-                asked = lan.as_mut(), if lan_miss.is_none() => match asked {
+                found = lan.as_mut(), if !has_lan => match found {
                     Some(found) => return Some(found),
-                    None => lan_miss = Some(Instant::now()),
+                    None => has_lan = true,
                 },
                 Some(event) = events.next() => match event {
                     // One that is not waited for any more gets no time of its own.
                     Event::Ready(at, true) if caches[at].stage != Stage::Done => {
-                        let question = self.question(at, &mut caches[at], hash);
-                        events.push(question);
+                        self.question(&mut events, at, &mut caches[at], (hash, nar_hash), &lookup);
                     }
-                    Event::Ready(at, _) => {
-                        self.note_wait(&caches[at], lan_miss);
-                        caches[at].stage = Stage::Done;
-                    }
-                    Event::Answer(at, result) => {
-                        let asked = &mut caches[at];
-                        self.note_wait(asked, lan_miss);
-                        let judged = self.judge_of_cache(asked, hash, nar_hash, *result);
-                        asked.stage = Stage::Done;
-                        if let Some((offer, packing)) = judged {
-                            let cache = Arc::clone(&asked.cache);
-                            return Some(self.remember_at_cache(hash, cache, offer, packing));
+                    Event::Ready(at, _) => caches[at].stage = Stage::Done,
+                    Event::Answer(at, None) => caches[at].stage = Stage::Done,
+                    Event::Answer(at, Some(offer)) => {
+                        if let Some(paid) = paid {
+                            paid.refund();
                         }
+                        let cache = Arc::clone(&caches[at].cache);
+                        return Some(self.remember_at_cache(hash, cache, *offer));
                     }
                 },
                 () = late => {}
             }
         }
+    }
+
+    /// When to look again at those that are waited for; none if none is.
+    fn look_again_at(&self, caches: &mut [Asked], paid: &mut Option<PaidWait>) -> Option<Instant> {
+        let late = caches
+            .iter()
+            .filter_map(|asked| self.late_at(asked))
+            .min()?;
+        let free = caches.iter().filter_map(|asked| self.free_until(asked));
+        let now = Instant::now();
+        if let Some(free) = free.max().filter(|until| now < *until) {
+            *paid = None;
+            return Some(free.min(late));
+        }
+        let ends = paid
+            .get_or_insert_with(|| self.0.lan.begin_wait())
+            .ends_at();
+        if now < ends {
+            return Some(ends.min(late));
+        }
+        for asked in caches.iter().filter(|asked| asked.stage != Stage::Done) {
+            self.memory().caches.left(&asked.cache);
+        }
+        None
     }
 
     /// Who was at this address when it sent something.
@@ -144,7 +163,7 @@ impl Finder {
         cache.map_or(Holder::Unproven(address), Holder::UnprovenCache)
     }
 
-    /// The narinfo of a plain cache, judged.
+    /// The narinfo of a plain cache whose turn has come, judged.
     pub(super) async fn fetch_of_cache(
         &self,
         cache: &PlainCache,
@@ -152,7 +171,6 @@ impl Finder {
     ) -> Result<(Offer, Packing), Refused> {
         let name = format!("{hash}.narinfo");
         let (peer, limit) = (cache.address, self.limits().narinfo.bytes());
-        let _turn = self.memory().caches.question_turn(cache).await;
         let asked = Instant::now();
         let fetched = self.client().cache_file(cache, &name, limit, ANSWER_WITHIN);
         let fetched = fetched.await;
@@ -183,15 +201,9 @@ impl Finder {
         let memory = self.memory();
         let now = Instant::now();
         let promised = nar_hash.is_some();
-        let mut candidates = memory.caches.candidates(now, hash, promised);
+        let mut candidates = memory.caches.candidates(now);
         candidates.retain(|candidate| {
             let address = candidate.cache.address;
-            let mean = memory.health.mean_latency(address);
-            let is_slow = mean.is_some_and(|mean| mean > BRIEFLY);
-            if candidate.patience == Patience::Brief && is_slow {
-                memory.caches.left(&candidate.cache);
-                return false;
-            }
             let health = &memory.health;
             !tried.contains(&address)
                 && !health.is_banned(now, address)
@@ -203,7 +215,11 @@ impl Finder {
         });
         let asked = |candidate: Candidate| Asked {
             cache: candidate.cache,
-            patience: candidate.patience,
+            trust: if promised {
+                Trust::Configured
+            } else {
+                candidate.trust
+            },
             stage: match candidate.readiness {
                 Readiness::Now => Stage::Asked(now),
                 Readiness::Probed(until) => Stage::Probed(until),
@@ -212,15 +228,63 @@ impl Finder {
         candidates.into_iter().map(asked).collect()
     }
 
-    fn question<'a>(
-        &'a self,
+    fn question(
+        &self,
+        events: &mut Open<Event>,
         at: usize,
         asked: &mut Asked,
-        hash: StorePathHash,
-    ) -> BoxFuture<'a, Event> {
+        (hash, nar_hash): (StorePathHash, Option<NarHash>),
+        lookup: &Arc<()>,
+    ) {
         asked.stage = Stage::Asked(Instant::now());
-        let cache = Arc::clone(&asked.cache);
-        async move { Event::Answer(at, Box::new(self.fetch_of_cache(&cache, hash).await)) }.boxed()
+        let (finder, cache) = (self.clone(), Arc::clone(&asked.cache));
+        let lookup = Arc::downgrade(lookup);
+        events.push(async move {
+            let offer = finder.request_of_cache(&cache, hash, nar_hash, lookup);
+            Event::Answer(at, offer.await.map(Box::new))
+        });
+    }
+
+    /// What a cache offers, if that is of use. Its outcome is recorded here and nowhere else, also
+    /// when nobody waits for it any more.
+    async fn request_of_cache(
+        &self,
+        cache: &PlainCache,
+        hash: StorePathHash,
+        nar_hash: Option<NarHash>,
+        lookup: Weak<()>,
+    ) -> Option<(Offer, Packing)> {
+        let began = Instant::now();
+        let mut fetched = pin!(async {
+            let _turn = self.memory().caches.question_turn(cache).await;
+            if lookup.strong_count() == 0 {
+                return None;
+            }
+            Some(self.fetch_of_cache(cache, hash).await)
+        });
+        let mut is_late = false;
+        // What is late has failed already, as far as other lookups are concerned; one that answers
+        // others is busy.
+        let result = match timeout(self.usual_patience(cache), fetched.as_mut()).await {
+            Ok(result) => result,
+            Err(_) => {
+                if !self.memory().caches.has_answered_since(cache, began) {
+                    debug!(hash:% = hash; "{cache} is late with {hash}");
+                    self.memory().counters.refused("late");
+                    self.cache_failed(cache, began);
+                    is_late = true;
+                }
+                fetched.await
+            }
+        };
+        self.account(cache, hash, nar_hash, result?, (began, is_late))
+    }
+
+    /// How long a cache is given that answers nobody meanwhile.
+    fn usual_patience(&self, cache: &PlainCache) -> Duration {
+        let usual = self.memory().health.typical_latency(cache.address);
+        let usual = usual.unwrap_or(LEAST_PATIENCE);
+        usual.clamp(LEAST_PATIENCE, ANSWER_WITHIN)
     }
 
     /// Until when a cache is waited for while nobody else has the path.
@@ -229,16 +293,10 @@ impl Finder {
             Stage::Probed(until) => until,
             Stage::Asked(at) => {
                 let memory = self.memory();
-                // One that answers others is busy, not dead.
-                let is_busy = memory.caches.has_answered_since(&asked.cache, at);
-                let patience = if self.is_brief_with(asked) {
-                    if is_busy { BRIEFLY_IF_BUSY } else { BRIEFLY }
-                } else if is_busy {
+                let patience = if memory.caches.has_answered_since(&asked.cache, at) {
                     ANSWER_WITHIN
                 } else {
-                    let usual = memory.health.typical_latency(asked.cache.address);
-                    let usual = usual.unwrap_or(LEAST_PATIENCE);
-                    usual.clamp(LEAST_PATIENCE, ANSWER_WITHIN)
+                    self.usual_patience(&asked.cache)
                 };
                 Some(at + patience)
             }
@@ -246,69 +304,43 @@ impl Finder {
         }
     }
 
-    /// Waits no longer for a cache that is late.
-    fn give_up_late(&self, asked: &mut Asked, lan_miss: Option<Instant>, hash: StorePathHash) {
-        let is_waited_for = self.late_at(asked).is_some_and(|at| Instant::now() < at);
-        if is_waited_for || asked.stage == Stage::Done {
-            return;
+    /// Until when it is waited for free of charge.
+    fn free_until(&self, asked: &Asked) -> Option<Instant> {
+        let late = self.late_at(asked)?;
+        match (asked.trust, asked.stage) {
+            (Trust::Configured, _) => Some(late),
+            (Trust::HasGiven, Stage::Asked(at)) => Some(late.min(at + LONGEST_FREE_WAIT)),
+            (Trust::Stranger, Stage::Asked(at)) => Some(at + FREE_WAIT),
+            (Trust::HasGiven | Trust::Stranger, Stage::Probed(_) | Stage::Done) => None,
         }
-        self.note_wait(asked, lan_miss);
-        match asked.stage {
-            Stage::Asked(_) if self.is_brief_with(asked) => {
-                self.memory().caches.left(&asked.cache);
-            }
-            Stage::Asked(at) => {
-                debug!(hash:% = hash; "{} is late with {hash}", asked.cache);
-                self.memory().counters.refused("late");
-                self.cache_failed(&asked.cache, at);
-            }
-            Stage::Probed(_) | Stage::Done => {}
-        }
-        asked.stage = Stage::Done;
-    }
-
-    /// A cache will be waited for no longer, if it was: since the LAN had nothing, for it alone.
-    fn note_wait(&self, asked: &Asked, lan_miss: Option<Instant>) {
-        if let (Some(since), true) = (lan_miss, asked.stage != Stage::Done) {
-            let caches = &self.memory().caches;
-            caches.waited(&asked.cache, since, Instant::now());
-        }
-    }
-
-    fn is_brief_with(&self, asked: &Asked) -> bool {
-        asked.patience == Patience::Brief && !self.memory().caches.is_trusted(&asked.cache)
     }
 
     /// Takes an offer, or accounts for what was wrong with it.
-    fn judge_of_cache(
+    fn account(
         &self,
-        asked: &Asked,
+        cache: &PlainCache,
         hash: StorePathHash,
         nar_hash: Option<NarHash>,
         result: Result<(Offer, Packing), Refused>,
+        (began, is_late): (Instant, bool),
     ) -> Option<(Offer, Packing)> {
         let (memory, now) = (self.memory(), Instant::now());
-        let cache = &asked.cache;
-        let account = |answer| memory.caches.answered(now, cache, hash, answer);
+        let health = &memory.health;
         let refused = match result {
             Ok((offer, packing)) => {
-                memory
-                    .health
-                    .record_success(cache.address, Success::Transport);
-                memory
-                    .health
-                    .record_success(cache.address, Success::Path(hash));
+                health.record_success(cache.address, Success::Transport);
+                health.record_success(cache.address, Success::Path(hash));
                 let is_right = nar_hash.is_none_or(|wanted| wanted == offer.info.nar_hash);
-                account(if is_right {
+                let answer = if is_right {
                     Answer::Hit
                 } else {
                     Answer::Refused
-                });
+                };
+                memory.caches.answered(now, cache, answer);
                 return is_right.then_some((offer, packing));
             }
             Err(refused) => refused,
         };
-        let kind = refused.kind();
         let answer = match &refused {
             Refused::Peer(error) => answer_of(error),
             Refused::Rejected { source, .. } if *source == Rejection::Compressed => {
@@ -316,19 +348,19 @@ impl Finder {
             }
             Refused::Rejected { .. } => Answer::Refused,
         };
-        match (answer, asked.stage) {
-            (Answer::Failure, Stage::Asked(at)) => self.cache_failed(cache, at),
-            // Given up before, which was accounted for; and no sign of life.
-            (Answer::Failure, _) => {}
-            _ => account(answer),
+        match answer {
+            Answer::Failure if !is_late => self.cache_failed(cache, began),
+            // Given up before, which was accounted for.
+            Answer::Failure => {}
+            _ => memory.caches.answered(now, cache, answer),
         }
         if answer == Answer::Miss {
             return None;
         }
+        let kind = refused.kind();
         memory.counters.refused(kind);
         if answer == Answer::Refused {
-            let failure = Failure::Path(hash);
-            memory.health.record_failure(now, cache.address, failure);
+            health.record_failure(now, cache.address, Failure::Path(hash));
         }
         debug!(
             hash:% = hash, peer:% = cache.address.ip(), reason = kind;
@@ -341,10 +373,8 @@ impl Finder {
         &self,
         hash: StorePathHash,
         cache: Arc<PlainCache>,
-        offer: Offer,
-        packing: Packing,
+        (Offer { info, url, proof }, packing): (Offer, Packing),
     ) -> Found {
-        let Offer { info, url, proof } = offer;
         let found = Found {
             info: Arc::new(info),
             proof,

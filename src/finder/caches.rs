@@ -4,27 +4,23 @@
 //! once a minute at most. One that has answered is asked for each path; one that fails is not
 //! asked until it has answered again. So a cache that is off costs a lookup nothing.
 
-mod patience;
 mod probing;
 mod status;
 
 use std::{
     collections::VecDeque,
-    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use log::debug;
-use lru::LruCache;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
-    format::{StoreDir, StorePathHash, narinfo::NarUrl},
+    format::{StoreDir, narinfo::NarUrl},
     protocol::{PeerAddr, PlainCache},
 };
 
-pub(super) use patience::Patience;
 pub use probing::run;
 pub(super) use status::Answer;
 pub use status::{CacheState, CacheStatus};
@@ -45,18 +41,12 @@ const PROBED_EVERY: Duration = Duration::from_secs(60);
 /// After so long without a question Nix begins anew, and the caches are probed then.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// As in discovery, a burst has ended when Nix has asked for nothing so long.
-const BURST_ENDS_AFTER: Duration = Duration::from_secs(60);
-
 /// A cache of which nothing is known is waited for so long, once: its probe takes two round trips,
 /// and what Nix is told is not there, it does not ask for again within the hour.
 const FIRST_PROBE_WITHIN: Duration = Duration::from_millis(250);
 
-/// A cache is not asked again for a path that it did not have a moment ago.
-const ABSENT_FOR: Duration = Duration::from_secs(60);
-
-/// Such answers that are remembered; each takes about 120 bytes.
-const MOST_ABSENT: NonZeroUsize = NonZeroUsize::new(8_192).expect("not zero");
+/// As with peers, one that gave a path within this time is worth waiting for.
+const GIVEN_COUNTS_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The caches, and what is known of them.
 #[derive(Debug)]
@@ -73,19 +63,13 @@ struct Known {
     entries: Vec<Entry>,
     /// Those that there is no room for.
     spare: VecDeque<Arc<PlainCache>>,
-    next_id: u64,
-    absent: LruCache<(u64, StorePathHash), Instant>,
     last_question: Option<Instant>,
     store_dir: StoreDir,
     own_port: u16,
-    /// What lookups waited in this burst for announced caches that were of no use.
-    credit: patience::Meter,
-    turn: patience::Turn,
 }
 
 #[derive(Debug)]
 struct Entry {
-    id: u64,
     cache: Arc<PlainCache>,
     state: CacheState,
     probe: Probe,
@@ -97,7 +81,8 @@ struct Entry {
     questions: Arc<Semaphore>,
     openings: Arc<Semaphore>,
     answers: status::Answers,
-    of_use: patience::Use,
+    /// When it last gave a path.
+    given: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +97,18 @@ enum Probe {
 pub(super) struct Candidate {
     pub(super) cache: Arc<PlainCache>,
     pub(super) readiness: Readiness,
-    pub(super) patience: Patience,
+    pub(super) trust: Trust,
+}
+
+/// Whether a cache is worth waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The settings name it.
+    Configured,
+    /// It is announced on the network, and gave a path.
+    HasGiven,
+    /// It is announced by anybody.
+    Stranger,
 }
 
 /// Whether a cache can be asked.
@@ -129,13 +125,9 @@ impl Default for Caches {
             known: Mutex::new(Known {
                 entries: Vec::new(),
                 spare: VecDeque::new(),
-                next_id: 0,
-                absent: LruCache::new(MOST_ABSENT),
                 last_question: None,
                 store_dir: StoreDir::default(),
                 own_port: 0,
-                turn: patience::Turn::default(),
-                credit: patience::Meter::default(),
             }),
             due: Notify::new(),
             probed: watch::Sender::new(()),
@@ -145,7 +137,7 @@ impl Default for Caches {
 
 impl Caches {
     /// These are the caches from now on, [`MOST_CACHES`] of them at a time: first those of the
-    /// settings, then those that have been of use, then those that answer. What is known of those
+    /// settings, then those that gave a path, then those that answer. What is known of those
     /// that stay is kept.
     pub fn set(&self, list: Vec<PlainCache>) {
         let mut known = self.lock();
@@ -159,7 +151,7 @@ impl Caches {
             let stays = before.iter().position(|entry| *entry.cache == cache);
             entries.push(match stays {
                 Some(at) => before.swap_remove(at),
-                None => known.entry(cache),
+                None => Entry::new(cache),
             });
         }
         entries.sort_by_key(Entry::rank);
@@ -180,12 +172,10 @@ impl Caches {
         (known.store_dir, known.own_port) = (store_dir, own_port);
     }
 
-    /// Forgets who answered and what was absent, because the owner says so.
+    /// Forgets who answered, because the owner says so.
     pub fn forget(&self) {
         let mut known = self.lock();
-        known.absent.clear();
         known.last_question = None;
-        known.credit = patience::Meter::default();
         for entry in &mut known.entries {
             (entry.state, entry.probed_at) = (CacheState::Unknown, None);
         }
@@ -198,45 +188,26 @@ impl Caches {
         }
     }
 
-    /// Whom to ask for `hash`. Those that did not have it a moment ago are asked again only if it
-    /// was `promised` to Nix.
-    pub(super) fn candidates(
-        &self,
-        now: Instant,
-        hash: StorePathHash,
-        promised: bool,
-    ) -> Vec<Candidate> {
+    /// Whom to ask.
+    pub(super) fn candidates(&self, now: Instant) -> Vec<Candidate> {
         self.stir(now);
-        let known = &mut *self.lock();
-        let mut candidates = Vec::new();
-        let mut on_trial = None;
-        for entry in &mut known.entries {
-            let patience = if entry.is_trusted() || promised {
-                Patience::Full
-            } else {
-                *on_trial.get_or_insert_with(|| known.turn.of_a_lookup(&known.credit))
-            };
+        let known = self.lock();
+        let candidate = |entry: &Entry| {
             let readiness = match (entry.state, entry.probe) {
                 (CacheState::Good, _) => Readiness::Now,
-                (_, Probe::Over) => continue,
-                (CacheState::Unknown, _) if patience == Patience::Full => {
+                (_, Probe::Over) => return None,
+                (CacheState::Unknown, _) => {
                     Readiness::Probed(entry.probed_at.map(|at| at + FIRST_PROBE_WITHIN))
                 }
                 _ => Readiness::Probed(None),
             };
-            let absent = known.absent.get(&(entry.id, hash));
-            if !promised && absent.is_some_and(|since| now.duration_since(*since) < ABSENT_FOR) {
-                entry.answers.count(Answer::Remembered);
-                continue;
-            }
-            let cache = Arc::clone(&entry.cache);
-            candidates.push(Candidate {
-                cache,
+            Some(Candidate {
+                cache: Arc::clone(&entry.cache),
                 readiness,
-                patience,
-            });
-        }
-        candidates
+                trust: entry.trust(now),
+            })
+        };
+        known.entries.iter().filter_map(candidate).collect()
     }
 
     /// Whether the probe of `cache`, which is under way, ends well. Cancel safe.
@@ -254,27 +225,17 @@ impl Caches {
         }
     }
 
-    /// What `cache` answered when it was asked for `hash`.
-    pub(super) fn answered(
-        &self,
-        now: Instant,
-        cache: &PlainCache,
-        hash: StorePathHash,
-        answer: Answer,
-    ) {
-        let known = &mut *self.lock();
-        if let Some(entry) = known.find(cache) {
+    /// What `cache` answered when it was asked for a path.
+    pub(super) fn answered(&self, now: Instant, cache: &PlainCache, answer: Answer) {
+        if let Some(entry) = self.lock().find(cache) {
             entry.answers.count(answer);
-            let was_on_trial = !entry.is_trusted();
-            entry.of_use.note(answer == Answer::Hit);
             entry.heard = Some(now);
-            let key = (entry.id, hash);
-            match answer {
-                Answer::Hit if was_on_trial => known.credit.earn(),
-                Answer::Miss => {
-                    known.absent.put(key, now);
-                }
-                _ => {}
+            if entry.state == CacheState::Off {
+                // It was late, and is there.
+                entry.state = CacheState::Good;
+            }
+            if answer == Answer::Hit {
+                entry.given = Some(now);
             }
         }
     }
@@ -287,31 +248,12 @@ impl Caches {
             return true;
         };
         entry.answers.count(Answer::Failure);
-        entry.of_use.note(false);
         let is_off = entry.heard.is_none_or(|heard| heard <= asked);
         if is_off {
             // No probe before its time: it has had one, as it were.
             (entry.state, entry.probed_at) = (CacheState::Off, Some(now));
         }
         is_off
-    }
-
-    /// A lookup waited for `cache` alone, `since` then.
-    pub(super) fn waited(&self, cache: &PlainCache, since: Instant, now: Instant) {
-        let known = &mut *self.lock();
-        let Some(entry) = known.find(cache) else {
-            return;
-        };
-        let is_trusted = entry.is_trusted();
-        entry.of_use.waited(since, now);
-        if !is_trusted {
-            known.credit.waited(since, now);
-        }
-    }
-
-    /// Whether `cache` is worth waiting for by now: another lookup may have found something there.
-    pub(super) fn is_trusted(&self, cache: &PlainCache) -> bool {
-        self.lock().find(cache).is_some_and(|it| it.is_trusted())
     }
 
     /// A lookup did not wait for `cache`.
@@ -365,28 +307,8 @@ impl Caches {
 }
 
 impl Entry {
-    /// Whether lookups wait for it: its owner says so, or it has been of use.
-    fn is_trusted(&self) -> bool {
-        !self.cache.announced || self.of_use.is_recent()
-    }
-
-    /// Who comes first if there are too many: a stranger can announce as many as it likes.
-    fn rank(&self) -> u8 {
-        match self.state {
-            _ if !self.cache.announced => 0,
-            _ if self.of_use.is_recent() => 1,
-            CacheState::Good => 2,
-            CacheState::Unknown => 3,
-            _ => 4,
-        }
-    }
-}
-
-impl Known {
-    fn entry(&mut self, cache: impl Into<Arc<PlainCache>>) -> Entry {
-        self.next_id += 1;
-        Entry {
-            id: self.next_id,
+    fn new(cache: impl Into<Arc<PlainCache>>) -> Self {
+        Self {
             cache: cache.into(),
             state: CacheState::Unknown,
             probe: Probe::Over,
@@ -395,10 +317,32 @@ impl Known {
             questions: Arc::new(Semaphore::new(ASKED_AT_ONCE)),
             openings: Arc::new(Semaphore::new(OPENED_AT_ONCE)),
             answers: status::Answers::default(),
-            of_use: patience::Use::default(),
+            given: None,
         }
     }
 
+    fn trust(&self, now: Instant) -> Trust {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < GIVEN_COUNTS_FOR;
+        match self.given {
+            _ if !self.cache.announced => Trust::Configured,
+            Some(at) if is_recent(at) => Trust::HasGiven,
+            _ => Trust::Stranger,
+        }
+    }
+
+    /// Who comes first if there are too many: a stranger can announce as many as it likes.
+    fn rank(&self) -> u8 {
+        match self.state {
+            _ if !self.cache.announced => 0,
+            _ if self.given.is_some() => 1,
+            CacheState::Good => 2,
+            CacheState::Unknown => 3,
+            _ => 4,
+        }
+    }
+}
+
+impl Known {
     fn find(&mut self, cache: &PlainCache) -> Option<&mut Entry> {
         let mut entries = self.entries.iter_mut();
         entries.find(|entry| *entry.cache == *cache)
@@ -408,9 +352,6 @@ impl Known {
     fn stir(&mut self, now: Instant) -> bool {
         let quiet_for = self.last_question.map(|last| now.duration_since(last));
         let begins = quiet_for.is_none_or(|quiet| quiet >= QUIET);
-        if quiet_for.is_none_or(|quiet| quiet >= BURST_ENDS_AFTER) {
-            self.credit = patience::Meter::default();
-        }
         self.last_question = Some(now);
         let mut any = false;
         for entry in &mut self.entries {

@@ -31,6 +31,7 @@ use crate::{
     protocol::PeerAddr,
 };
 
+pub(super) use requests::Open;
 use requests::{Candidates, Requests};
 use wait::{AllowedWait, Wait};
 
@@ -38,7 +39,7 @@ use wait::{AllowedWait, Wait};
 const FREE_WAIT: Duration = Duration::from_millis(5);
 
 /// The round trip of a peer that is trusted to answer is free of charge up to this.
-const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
+pub(super) const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
 
 /// The same for a peer that is far away.
 const LONGEST_FAR_FREE_WAIT: Duration = Duration::from_millis(400);

@@ -294,6 +294,7 @@ impl Finder {
                 })
             }
             Holder::UnprovenCache(cache) => {
+                let _turn = self.memory().caches.question_turn(cache).await;
                 let fetched = self.fetch_of_cache(cache, hash).await;
                 fetched.map(|(Offer { info, url, .. }, packing)| {
                     let cache = Arc::clone(cache);

@@ -345,11 +345,6 @@ impl PeerHealth {
         record.latency = Some(Latency::with(record.latency, took));
     }
 
-    /// How long a narinfo of `peer` takes on average, if that is known.
-    pub fn mean_latency(&self, peer: PeerAddr) -> Option<Duration> {
-        Some(self.lock().peers.peek(&peer)?.latency?.mean)
-    }
-
     /// How long nearly all narinfos of `peer` take, if that is known.
     pub fn typical_latency(&self, peer: PeerAddr) -> Option<Duration> {
         let latency = self.lock().peers.peek(&peer)?.latency?;

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from harness.case import LabCase, empty, http, wait_until
 from harness.paths import Maker
+from harness.suspension import suspended, suspensible
 
 COUNT = 200
 
@@ -12,6 +13,12 @@ COUNT = 200
 AT_ONCE = 25
 
 OUT_SECONDS = 5
+
+# The network that a laptop moves to.
+NEW_NET = "10.9.0"
+
+# A free one in the network of the lab.
+OTHER_ADDRESS = "192.168.77.61"
 
 
 class FarLinks(LabCase):
@@ -87,6 +94,40 @@ class FarLinks(LabCase):
         """The same where nothing is broadcast."""
         self.asker.peerix.reset(f'[discovery]\nbroadcast = false\npeers = ["{self.holder.address}"]\n')
         self.out_and_in()
+
+    def move(self, host, address):
+        """Give a host another address in place of its own; back in the end."""
+        def restore():
+            host.ip("address flush dev lan0 scope global")
+            self.lab.address(host)
+        self.addCleanup(restore)
+        host.ip("address flush dev lan0 scope global")
+        host.ip(f"address add {address}/24 brd + dev lan0")
+
+    def check_suspended(self, move):
+        """All is found before; then `move` happens while the asker is suspended: all is found from the first question on."""
+        with suspensible(self.asker):
+            paths = self.paths[:100]
+            self.assertEqual(self.find(paths)[0], 100)
+            with suspended(self.asker):
+                move()
+            statuses = [self.status_of(self.asker, f"/{path.hash}.narinfo") for path in paths]
+        self.note = f"{statuses.count(200)} of 100"
+        missed = [place for place, status in enumerate(statuses) if status != 200]
+        self.assertEqual(missed, [], self.note)
+
+    def test_a_laptop_suspended_and_moved(self):
+        """It wakes up on another network, where the holder is somebody that it has never heard of."""
+        def move():
+            self.link.carrier(False)
+            for number, host in enumerate(self.lab.hosts, 1):
+                self.move(host, f"{NEW_NET}.{number}")
+            self.link.carrier(True)
+        self.check_suspended(move)
+
+    def test_a_laptop_suspended_while_its_neighbour_moved(self):
+        """Nothing but the clock says that time has passed."""
+        self.check_suspended(lambda: self.move(self.holder, OTHER_ADDRESS))
 
 
 def _add_tests():

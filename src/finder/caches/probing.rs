@@ -8,7 +8,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use log::debug;
 
-use super::{CacheState, Caches, Known, Probe};
+use super::{CacheState, Caches, Entry, Known, Probe};
 use crate::{
     finder::{Memory, peer_health::Success},
     format::cache_info,
@@ -132,7 +132,7 @@ impl Known {
             return;
         };
         if let Some(next) = self.spare.pop_front() {
-            let mut entry = self.entry(next);
+            let mut entry = Entry::new(next);
             entry.probed_at = Some(now);
             let gone = std::mem::replace(&mut self.entries[at], entry);
             self.spare.push_back(gone.cache);

@@ -55,15 +55,13 @@ pub(in crate::finder) enum Answer {
     Hit,
     /// It does not have the path.
     Miss,
-    /// It did not have it a moment ago, and was not asked.
-    Remembered,
     /// Its NAR is packed in a way that we cannot unpack.
     Compressed,
     /// A narinfo that is of no use for another reason.
     Refused,
     /// No answer, or one that makes no sense.
     Failure,
-    /// It was not waited for: it is announced, and has been of no use lately.
+    /// It was not waited for any longer: it is announced, and gave nothing so far.
     Left,
 }
 
@@ -75,15 +73,13 @@ pub struct Answers {
     pub hits: u64,
     /// Paths that it does not have.
     pub misses: u64,
-    /// Paths that it did not have a moment ago.
-    pub remembered_misses: u64,
     /// Paths whose NAR is packed in a way that we cannot unpack.
     pub compressed: u64,
     /// Narinfos that were of no use for another reason.
     pub refused: u64,
     /// Questions without an answer.
     pub failures: u64,
-    /// Paths that it was not waited for, because it is announced and has been of no use lately.
+    /// Paths that it was not waited for any longer, because it is announced and gave nothing so far.
     pub left: u64,
 }
 
@@ -92,7 +88,6 @@ impl Answers {
         let count = match answer {
             Answer::Hit => &mut self.hits,
             Answer::Miss => &mut self.misses,
-            Answer::Remembered => &mut self.remembered_misses,
             Answer::Compressed => &mut self.compressed,
             Answer::Refused => &mut self.refused,
             Answer::Failure => &mut self.failures,
@@ -102,11 +97,10 @@ impl Answers {
     }
 
     /// Each with a word for metrics.
-    pub fn by_kind(&self) -> [(&'static str, u64); 7] {
+    pub fn by_kind(&self) -> [(&'static str, u64); 6] {
         [
             ("hit", self.hits),
             ("miss", self.misses),
-            ("remembered-miss", self.remembered_misses),
             ("compressed", self.compressed),
             ("refused", self.refused),
             ("failure", self.failures),

@@ -11,10 +11,6 @@ fn cache(port: u16) -> PlainCache {
     }
 }
 
-fn hash(digit: char) -> StorePathHash {
-    StorePathHash::parse(digit.to_string().repeat(32).as_bytes()).expect("hash")
-}
-
 fn known(caches: impl IntoIterator<Item = PlainCache>) -> Caches {
     let known = Caches::default();
     known.set(caches.into_iter().collect());
@@ -36,7 +32,7 @@ fn probe(caches: &Caches, now: Instant, state: CacheState) -> usize {
 }
 
 fn readiness(caches: &Caches, now: Instant) -> Vec<Readiness> {
-    let candidates = caches.candidates(now, hash('0'), false).into_iter();
+    let candidates = caches.candidates(now).into_iter();
     candidates.map(|candidate| candidate.readiness).collect()
 }
 
@@ -82,7 +78,7 @@ fn a_failure_is_the_end_until_the_next_probe() {
     caches.stir(start);
     probe(&caches, start, CacheState::Good);
     assert_eq!(readiness(&caches, after(4)), [Readiness::Now]);
-    caches.answered(after(4), &cache(1), hash('1'), Answer::Hit);
+    caches.answered(after(4), &cache(1), Answer::Hit);
     assert!(!caches.failed(after(4), &cache(1), after(3)));
     assert_eq!(readiness(&caches, after(4)), [Readiness::Now], "it is busy");
     assert!(caches.failed(after(4), &cache(1), after(4)));
@@ -101,29 +97,6 @@ fn a_cache_that_was_good_long_ago_is_unknown() {
     let until = Some(later + FIRST_PROBE_WITHIN);
     assert_eq!(readiness(&caches, later), [Readiness::Probed(until)]);
     assert_eq!(states(&caches), [CacheState::Unknown]);
-}
-
-#[test]
-fn a_path_that_a_cache_did_not_have_is_not_asked_for_again_for_a_minute() {
-    let (caches, start) = (known([cache(1), cache(2)]), Instant::now());
-    caches.stir(start);
-    probe(&caches, start, CacheState::Good);
-    caches.answered(start, &cache(1), hash('1'), Answer::Miss);
-    let asked = |seconds, digit, promised| {
-        let now = start + Duration::from_secs(seconds);
-        let candidates = caches.candidates(now, hash(digit), promised).into_iter();
-        let ports = candidates.map(|it| it.cache.address.socket_addr().port());
-        ports.collect::<Vec<_>>()
-    };
-    assert_eq!(asked(1, '1', false), [2]);
-    assert_eq!(asked(1, '2', false), [1, 2]);
-    assert_eq!(asked(1, '1', true), [1, 2], "Nix was promised it");
-    assert_eq!(asked(59, '1', false), [2]);
-    assert_eq!(asked(60, '1', false), [1, 2]);
-    let status = caches.status(start);
-    assert_eq!(status[0].answers.remembered_misses, 2);
-    assert_eq!(status[0].answers.misses, 1);
-    assert_eq!(status[1].answers, status::Answers::default());
 }
 
 #[test]
@@ -193,36 +166,25 @@ async fn a_lookup_hears_how_a_probe_ends() {
 }
 
 #[test]
-fn a_cache_that_is_only_announced_has_to_earn_patience() {
-    let announced = |port| PlainCache {
+fn a_cache_that_is_only_announced_is_trusted_when_it_has_given_a_path() {
+    let announced = PlainCache {
         announced: true,
-        ..cache(port)
+        ..cache(1)
     };
-    let (caches, start) = (known([cache(2), announced(1)]), Instant::now());
-    let asked = |digit| caches.candidates(start, hash(digit), false);
-    let patience = |digit| asked(digit).into_iter().map(|it| it.patience);
-    let after = |seconds| start + Duration::from_secs(seconds);
-    let until = Readiness::Probed(Some(start + FIRST_PROBE_WITHIN));
-    assert_eq!(readiness(&caches, start), [until; 2], "nothing is lost yet");
-    caches.waited(&cache(2), start, after(10));
-    assert_eq!(readiness(&caches, start), [until; 2], "for the owner's");
-    caches.waited(&announced(1), start, after(2));
-    let not_waited_for = Readiness::Probed(None);
-    assert_eq!(readiness(&caches, start), [until, not_waited_for]);
-    probe(&caches, start, CacheState::Good);
-    assert!(patience('1').eq([Patience::Full, Patience::Brief]));
-    caches.answered(start, &cache(2), hash('1'), Answer::Hit);
-    assert!(patience('2').eq([Patience::Full, Patience::Brief]));
-    caches.answered(start, &announced(1), hash('1'), Answer::Hit);
-    assert!(patience('2').eq([Patience::Full; 2]), "of use");
-    caches.waited(&announced(1), after(2), after(4));
-    let is_waited_for = |_| patience('3').eq([Patience::Full; 2]);
-    caches.left(&announced(1));
+    let (caches, start) = (known([cache(2), announced.clone()]), Instant::now());
+    let trust = |now| {
+        let candidates = caches.candidates(now).into_iter();
+        candidates.map(|it| it.trust).collect::<Vec<_>>()
+    };
+    assert_eq!(trust(start), [Trust::Configured, Trust::Stranger]);
+    caches.answered(start, &announced, Answer::Miss);
+    assert_eq!(trust(start), [Trust::Configured, Trust::Stranger]);
+    caches.answered(start, &announced, Answer::Hit);
+    assert_eq!(trust(start), [Trust::Configured, Trust::HasGiven]);
+    let later = start + GIVEN_COUNTS_FOR;
+    assert_eq!(trust(later), [Trust::Configured, Trust::Stranger]);
+    caches.left(&announced);
     assert_eq!(caches.status(start)[1].answers.left, 1);
-    caches.waited(&announced(1), after(4), after(5));
-    assert!(!(0..8).all(is_waited_for), "a find is not worth that");
-    caches.stir(after(60));
-    assert!((0..8).all(is_waited_for), "another burst");
 }
 
 #[test]

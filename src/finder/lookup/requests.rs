@@ -77,11 +77,45 @@ impl Candidates {
     }
 }
 
-/// The requests of one lookup that are open. Dropped, they are finished in the background.
-pub(super) struct Requests {
+/// Requests that are open. Dropped, they are finished in the background.
+pub(in crate::finder) struct Open<T: Send + 'static> {
     finder: Finder,
+    requests: FuturesUnordered<BoxFuture<'static, T>>,
+}
+
+impl<T: Send + 'static> Open<T> {
+    pub(in crate::finder) fn new(finder: &Finder) -> Self {
+        Self {
+            finder: finder.clone(),
+            requests: FuturesUnordered::new(),
+        }
+    }
+
+    pub(in crate::finder) fn push(&mut self, request: impl Future<Output = T> + Send + 'static) {
+        self.requests.push(request.boxed());
+    }
+
+    /// The next answer; none if no request is open. Cancel safe.
+    pub(in crate::finder) async fn next(&mut self) -> Option<T> {
+        self.requests.next().await
+    }
+}
+
+impl<T: Send + 'static> Drop for Open<T> {
+    fn drop(&mut self) {
+        if !self.requests.is_empty() {
+            let open = std::mem::take(&mut self.requests);
+            // Without room the outcome counts for nothing, which costs the next lookup a hedge.
+            self.finder
+                .finish_later(open.for_each(|_| std::future::ready(())));
+        }
+    }
+}
+
+/// The requests of one lookup to peers.
+pub(super) struct Requests {
     hash: StorePathHash,
-    open: FuturesUnordered<BoxFuture<'static, Answer>>,
+    open: Open<Answer>,
     /// Who is asked, and since when.
     began: Vec<(PeerAddr, Instant)>,
 }
@@ -89,9 +123,8 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn new(finder: &Finder, hash: StorePathHash) -> Self {
         Self {
-            finder: finder.clone(),
             hash,
-            open: FuturesUnordered::new(),
+            open: Open::new(finder),
             began: Vec::new(),
         }
     }
@@ -107,18 +140,18 @@ impl Requests {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty()
+        self.open.requests.is_empty()
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.open.len() < ASKED_AT_ONCE
+        self.open.requests.len() < ASKED_AT_ONCE
     }
 
     pub(super) fn begin(&mut self, peer: PeerAddr) {
-        let (finder, hash) = (self.finder.clone(), self.hash);
+        let (finder, hash) = (self.open.finder.clone(), self.hash);
         self.began.push((peer, Instant::now()));
-        let request = async move { (peer, finder.request_narinfo(peer, hash).await) };
-        self.open.push(request.boxed());
+        self.open
+            .push(async move { (peer, finder.request_narinfo(peer, hash).await) });
     }
 
     /// The next answer; none if no request is open. Cancel safe.
@@ -126,17 +159,6 @@ impl Requests {
         let (peer, result) = self.open.next().await?;
         self.began.retain(|(other, _)| *other != peer);
         Some((peer, result))
-    }
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        if !self.open.is_empty() {
-            let open = std::mem::take(&mut self.open);
-            // Without room the outcome counts for nothing, which costs the next lookup a hedge.
-            self.finder
-                .finish_later(open.for_each(|_| std::future::ready(())));
-        }
     }
 }
 

@@ -124,6 +124,10 @@ class Lab:
             self.plug(host, mac=mac)
             self.await_forwarding(host)
 
+    def address(self, host):
+        """Give an interface that is up and has no address the host's own."""
+        _configure(host)
+
     def await_forwarding(self, host):
         """Return when the host's interface is up for it and for the bridge, which both learn a moment later."""
         wait_until(lambda: host.shows("link show lan0")[0]["operstate"] == "UP", 5, f"{host.name} has a carrier")
