@@ -352,6 +352,18 @@ fn addresses(texts: &[&str]) -> BTreeSet<IpAddr> {
         .collect()
 }
 
+/// Machines with one of these addresses each, on one bridge `br0`.
+fn lan<const MACHINES: usize>(addresses: [&str; MACHINES]) -> (Namespace, [Namespace; MACHINES]) {
+    let switch = Namespace::new();
+    switch.bridge("br0");
+    let machines = addresses.map(|address| {
+        let machine = Namespace::new();
+        switch.plug("br0", &machine, "lan0", address);
+        machine
+    });
+    (switch, machines)
+}
+
 // The tests.
 
 #[test]
@@ -359,16 +371,7 @@ fn a_dual_stack_socket_asks_and_answers_by_broadcast() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b, c) = (
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-    );
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "10.77.0.1/24");
-    switch.plug("br0", &b, "lan0", "10.77.0.2/24");
-    switch.plug("br0", &c, "lan0", "10.77.0.3/24");
+    let (_switch, [a, b, c]) = lan(["10.77.0.1/24", "10.77.0.2/24", "10.77.0.3/24"]);
     let mut asker = Host::start(&a, "[::]", "");
     let mut dual = Host::start(&b, "[::]", "");
     let mut single = Host::start(&c, "0.0.0.0", "");
@@ -537,10 +540,7 @@ fn a_new_name_is_judged_at_once() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "fe80::a/64");
-    switch.plug("br0", &b, "lan0", "fe80::b/64");
+    let (_switch, [a, b]) = lan(["fe80::a/64", "fe80::b/64"]);
     let mut holder = Host::start(&b, "[::]", "");
     holder.hold(1);
     let rename = |from: &str, to: &str| {
@@ -562,16 +562,7 @@ fn multicast_finds_peers_on_a_link_without_ipv4() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b, c) = (
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-    );
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "fe80::a/64");
-    switch.plug("br0", &b, "lan0", "fe80::b/64");
-    switch.plug("br0", &c, "lan0", "fe80::c/64");
+    let (_switch, [a, b, c]) = lan(["fe80::a/64", "fe80::b/64", "fe80::c/64"]);
     let mut asker = Host::start(&a, "[::]", "");
     let mut holder = Host::start(&b, "[::]", "");
     let mut other = Host::start(&c, "[::]", "");
@@ -626,10 +617,7 @@ fn a_socket_that_nobody_reads_hears_multicast() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "fe80::a/64");
-    switch.plug("br0", &b, "lan0", "fe80::b/64");
+    let (_switch, [a, b]) = lan(["fe80::a/64", "fe80::b/64"]);
     let mut sleeper = Host::start(&b, "asleep [::]", "");
     let mut asker = Host::start(&a, "[::]", "[discovery]\nwake-timeout = \"5s\"\n");
     asker.order("lookup 1");
@@ -649,10 +637,7 @@ fn two_subnets_on_one_link_find_each_other() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "fe80::a/64");
-    switch.plug("br0", &b, "lan0", "fe80::b/64");
+    let (_switch, [a, b]) = lan(["fe80::a/64", "fe80::b/64"]);
     a.ip("addr add 10.1.0.1/24 brd + dev lan0");
     b.ip("addr add 10.2.0.1/24 brd + dev lan0");
     let mut holder = Host::start(&b, "[::]", "");
@@ -666,10 +651,7 @@ fn without_broadcast_there_is_no_multicast() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "fe80::a/64");
-    switch.plug("br0", &b, "lan0", "fe80::b/64");
+    let (_switch, [a, b]) = lan(["fe80::a/64", "fe80::b/64"]);
     let index = interface_index(&a, "lan0");
     let mut holder = Host::start(&b, "[::]", "");
     holder.hold(1);
@@ -690,10 +672,7 @@ fn a_static_peer_is_found_over_ipv6_with_its_scope() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "fe80::a/64");
-    switch.plug("br0", &b, "lan0", "fe80::b/64");
+    let (_switch, [a, b]) = lan(["fe80::a/64", "fe80::b/64"]);
     let index = interface_index(&a, "lan0");
     let mut holder = Host::start(&b, "[::]", "[discovery]\nbroadcast = false\n");
     holder.hold(1);
@@ -711,10 +690,7 @@ fn answers_leave_from_the_address_that_was_asked() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "10.77.0.1/24");
-    switch.plug("br0", &b, "lan0", "10.77.0.2/24");
+    let (_switch, [a, b]) = lan(["10.77.0.1/24", "10.77.0.2/24"]);
     a.ip("addr add fd77::1/64 dev lan0 nodad");
     b.ip("addr add 10.77.0.3/24 dev lan0");
     for address in ["fd77::2/64", "fd77::3/64"] {
@@ -753,10 +729,7 @@ fn a_broadcast_is_answered_only_from_its_link_and_our_port() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "10.77.0.1/24");
-    switch.plug("br0", &b, "lan0", "10.77.0.2/24");
+    let (_switch, [a, b]) = lan(["10.77.0.1/24", "10.77.0.2/24"]);
     a.ip("addr add 10.99.0.1/32 dev lan0");
     a.ip("route add 10.77.0.255/32 dev lan0");
     b.ip("route add 10.99.0.1/32 dev lan0");
@@ -787,16 +760,7 @@ fn forged_broadcasts_in_its_name_do_not_silence_an_asker() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a, b, c) = (
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-    );
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "10.77.0.1/24");
-    switch.plug("br0", &b, "lan0", "10.77.0.2/24");
-    switch.plug("br0", &c, "lan0", "10.77.0.9/24");
+    let (_switch, [a, b, c]) = lan(["10.77.0.1/24", "10.77.0.2/24", "10.77.0.9/24"]);
     // The forger has the asker's address where nobody can ask it for that.
     c.shell("echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore");
     c.ip("addr add 10.77.0.1/32 dev lo");
@@ -823,9 +787,7 @@ fn a_host_that_cannot_ask_says_why_and_one_that_is_alone_does_not() {
     let Some(_turn) = turn() else {
         return;
     };
-    let (switch, a) = (Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "10.77.0.1/24");
+    let (_switch, [a]) = lan(["10.77.0.1/24"]);
     let mut alone = Host::start(&a, "[::]", "");
     assert_eq!(alone.lookup(1).holders, BTreeSet::new());
     assert_eq!(alone.warnings(), "", "nobody is there");
@@ -883,10 +845,7 @@ fn the_cost_of_a_lookup_does_not_grow_with_interfaces_where_nobody_was_heard() {
         return;
     }
     let _alone = TURNS.write().unwrap_or_else(PoisonError::into_inner);
-    let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-    switch.bridge("br0");
-    switch.plug("br0", &a, "lan0", "10.77.0.1/24");
-    switch.plug("br0", &b, "lan0", "10.77.0.2/24");
+    let (_switch, [a, b]) = lan(["10.77.0.1/24", "10.77.0.2/24"]);
     let nobody = Namespace::new();
     for namespace in [&a, &nobody] {
         namespace.shell("echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad");

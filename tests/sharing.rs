@@ -39,6 +39,17 @@ struct Store {
 }
 
 impl Store {
+    /// What `built` shares.
+    fn shared_as_built(&self) -> [&Item; 5] {
+        [
+            &self.signed,
+            &self.signed_source,
+            &self.signed_secret,
+            &self.built,
+            &self.built_on_signed,
+        ]
+    }
+
     fn new() -> Self {
         let signed = Item::signed("hello-2.12", 3_000);
         let unsigned = Item::unsigned("imported", 3_000);
@@ -160,13 +171,7 @@ fn with_a_signing_key_what_was_built_here_is_shared_and_signed() {
     host.file("key", key_text("host-1", 9), 0o444);
     host.set_file_setting("signing.key-file", "key");
     let daemon = host.start();
-    let shared = [
-        &store.signed,
-        &store.signed_source,
-        &store.signed_secret,
-        &store.built,
-        &store.built_on_signed,
-    ];
+    let shared = store.shared_as_built();
     store.assert_shared(&daemon, &shared);
     for item in [&store.built, &store.built_on_signed] {
         let narinfo = daemon.get(&format!("/local/{}.narinfo", item.hash()));
@@ -252,13 +257,7 @@ fn what_was_decided_outlives_the_process_and_any_defect_discards_it() {
     let host = store.host("share.paths = \"built\"");
     let cache = host.open_directory("cache");
     let decisions = cache.join("sharing-decisions");
-    let shared = [
-        &store.signed,
-        &store.signed_source,
-        &store.signed_secret,
-        &store.built,
-        &store.built_on_signed,
-    ];
+    let shared = store.shared_as_built();
     let run = || {
         let daemon = host.launch().env("CACHE_DIRECTORY", &cache).start();
         store.assert_shared(&daemon, &shared);
@@ -333,13 +332,7 @@ fn built_without_a_key_shares_unsigned_what_was_built_here() {
     let store = Store::new();
     let host = store.host("share.paths = \"built\"");
     let daemon = host.start();
-    let shared = [
-        &store.signed,
-        &store.signed_source,
-        &store.signed_secret,
-        &store.built,
-        &store.built_on_signed,
-    ];
+    let shared = store.shared_as_built();
     store.assert_shared(&daemon, &shared);
 }
 

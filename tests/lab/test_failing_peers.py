@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from harness import hostile
-from harness.case import LabCase, empty, http, wait_until
+from harness.case import LabCase, LinkedCase, empty, http, wait_until
 from harness.paths import Maker
 from harness.peerix import GATEWAY
 
@@ -35,15 +35,6 @@ NO_TCP = """table inet lab {
 class Failing(LabCase):
     """What the classes below share: `asker` asks, and its Nix has a second substituter on its own disk."""
 
-    def find(self, paths):
-        """The statuses of these paths at the asker's gateway, one after the other."""
-        with http.Connection(self.asker) as connection:
-            return [connection.ask(f"/{path.hash}.narinfo")[0] for path in paths]
-
-    def assert_all_found(self, paths):
-        statuses = self.find(paths)
-        self.assertEqual(statuses.count(200), len(paths), f"{statuses.count(200)} of {len(paths)}")
-
     @classmethod
     def copy_to_cache(cls, host, paths):
         """Make the second substituter of these paths, which `host` has."""
@@ -60,32 +51,20 @@ class Failing(LabCase):
         return took
 
 
-class Transport(Failing):
+class Transport(Failing, LinkedCase):
     """Kind (a): `holder` is the only one that has anything; a link of the lab leads to it."""
-
-    @classmethod
-    def specs(cls):
-        return [empty("holder"), empty("asker")]
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.holder, cls.asker = cls.lab.hosts
-        maker = Maker(cls.holder, cls.closure)
-        cls.paths = maker.make("good", GOOD)
-        cls.chain = maker.make("chain", CHAIN, chained=True)
+        cls.paths = cls.maker.make("good", GOOD)
+        cls.chain = cls.maker.make("chain", CHAIN, chained=True)
         cls.copy_to_cache(cls.holder, cls.chain)
-        link = cls.lab.link(cls.asker)
-        cls.link = link.__enter__()
-        cls.addClassCleanup(link.__exit__, None, None, None)
 
     def setUp(self):
         super().setUp()
         for host in self.lab.hosts:
             http.get(host, "/healthz")
-        self.link.set()
-        self.addCleanup(self.link.cut, False)
-        self.addCleanup(self.link.carrier, True)
 
     def lose_one(self, kind):
         """Exactly one frame of the first connection is lost: that lookup is at most 0.3 s later, the others as ever."""
@@ -102,7 +81,7 @@ class Transport(Failing):
             answer = http.get(self.asker, f"/{self.paths[0].hash}.narinfo")
             self.assertEqual(answer.status, 200, f"lost: {lost}")
             first[lost] = answer.seconds
-            self.assert_all_found(self.paths)
+            self.assert_all_found(self.asker, self.paths)
             if lost:
                 self.assertEqual(self.link.counts()["dropped"], before + 1, "nothing was lost")
         self.note = f"{first[True] * 1000:.0f} ms in place of {first[False] * 1000:.0f} ms"
@@ -139,11 +118,11 @@ class Transport(Failing):
     def check_after(self):
         """All is found from 0.2 s after the way is there again."""
         time.sleep(AGAIN)
-        self.assert_all_found(self.paths)
+        self.assert_all_found(self.asker, self.paths)
 
     def test_a_tcp_port_that_is_dropped_for_ten_seconds_and_then_opened(self):
         """A firewall that opens."""
-        self.assert_all_found(self.paths[:1])
+        self.assert_all_found(self.asker, self.paths[:1])
         with self.no_tcp():
             # What is open stays open to the kernel: begin with connections of a new process.
             self.asker.run("systemctl restart peerix.service")
@@ -152,17 +131,17 @@ class Transport(Failing):
 
     def test_a_reset_in_the_middle(self):
         """All connections of the asker are reset, three times, while it asks."""
-        self.assert_all_found(self.paths[:1])
+        self.assert_all_found(self.asker, self.paths[:1])
         statuses = []
         for part in range(4):
-            statuses += self.find(self.paths[25 * part:25 * (part + 1)])
+            statuses += self.statuses_of(self.asker, self.paths[25 * part:25 * (part + 1)])
             subprocess.run(["nsenter", f"--net=/run/netns/{self.holder.name}", "ss", "-K", "-H", "-t", "state", "established",
                             "sport", "=", ":12304", "dst", self.asker.address], check=True, capture_output=True)
         self.assertEqual(statuses.count(200), GOOD)
 
     def test_a_carrier_that_is_lost_with_the_address_left_in_place(self):
         """For five seconds; the program is told nothing but that."""
-        self.assert_all_found(self.paths[:1])
+        self.assert_all_found(self.asker, self.paths[:1])
         self.link.carrier(False)
         self.keep_asking(5)
         self.link.carrier(True)
@@ -170,7 +149,7 @@ class Transport(Failing):
 
     def test_a_cut_that_nobody_sees(self):
         """The same, with a carrier: a switch that hangs."""
-        self.assert_all_found(self.paths[:1])
+        self.assert_all_found(self.asker, self.paths[:1])
         self.link.cut()
         self.keep_asking(5)
         self.link.cut(False)
@@ -376,9 +355,9 @@ class NoNars(Crowd):
             item.behave = behave
         with self.played(*self.items) as machine:
             # Asked first what it has: it is a neighbour like any other.
-            self.assert_all_found(self.wanted[:1])
+            self.assert_all_found(self.asker, self.wanted[:1])
             with ThreadPoolExecutor(1) as thread:
-                found = thread.submit(self.find, self.good)
+                found = thread.submit(self.statuses_of, self.asker, self.good)
                 took = self.pull_both()
             statuses = found.result()
         self.note = ", ".join(f"{name} {took[name]:.2f} s in place of {self.without[name]:.2f} s" for name in took)

@@ -3,8 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from harness.case import LabCase, empty, http, wait_until
-from harness.paths import Maker
+from harness.case import LinkedCase, http, wait_until
 from harness.suspension import suspended, suspensible
 
 COUNT = 200
@@ -21,35 +20,20 @@ NEW_NET = "10.9.0"
 OTHER_ADDRESS = "192.168.77.61"
 
 
-class FarLinks(LabCase):
-    """`holder` has the paths; `asker` is at the end of a link of the lab. Settings as they come."""
-
-    @classmethod
-    def specs(cls):
-        return [empty("holder"), empty("asker")]
+class FarLinks(LinkedCase):
+    """Settings as they come."""
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.holder, cls.asker = cls.lab.hosts
-        cls.paths = Maker(cls.holder, cls.closure).make("far", COUNT)
-        link = cls.lab.link(cls.asker)
-        cls.link = link.__enter__()
-        cls.addClassCleanup(link.__exit__, None, None, None)
-
-    def setUp(self):
-        super().setUp()
-        self.link.set()
-        self.addCleanup(self.link.cut, False)
-        self.addCleanup(self.link.carrier, True)
+        cls.paths = cls.maker.make("far", COUNT)
 
     def find(self, paths):
         """How many are found, 25 at a time, each asked for once; and the seconds that it took."""
         parts = [paths[place::AT_ONCE] for place in range(AT_ONCE)]
 
         def ask(part):
-            with http.Connection(self.asker) as connection:
-                return sum(connection.ask(f"/{path.hash}.narinfo")[0] == 200 for path in part)
+            return self.statuses_of(self.asker, part).count(200)
         began = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as threads:
             return sum(threads.map(ask, parts)), time.monotonic() - began

@@ -19,6 +19,13 @@ fn order(health: &PeerHealth, now: Instant) -> Order {
 
 const SILENT: Failure = Failure::Transport { last_answer: None };
 
+fn stalled(asked: Instant) -> Failure {
+    Failure::Nar {
+        asked,
+        is_stall: true,
+    }
+}
+
 #[test]
 fn backoff_doubles_to_a_minute_and_an_answer_ends_it() {
     let (health, mut now) = (PeerHealth::default(), Instant::now());
@@ -79,14 +86,7 @@ fn a_success_clears_its_own_kind_alone() {
         health.record_failure(now, peer(1), SILENT);
         health.record_failure(now, peer(1), Failure::Path(path(1)));
         for asked in [now, now + ms(1)] {
-            health.record_failure(
-                asked,
-                peer(1),
-                Failure::Nar {
-                    asked,
-                    is_stall: true,
-                },
-            );
+            health.record_failure(asked, peer(1), stalled(asked));
         }
     };
     fail_all();
@@ -107,14 +107,7 @@ fn two_nars_in_a_row_count_and_those_under_way_together_are_one() {
     let (health, start) = (PeerHealth::default(), Instant::now());
     let fail = |asked: u64, failed: u64| {
         let asked = start + ms(asked);
-        health.record_failure(
-            start + ms(failed),
-            peer(1),
-            Failure::Nar {
-                asked,
-                is_stall: true,
-            },
-        );
+        health.record_failure(start + ms(failed), peer(1), stalled(asked));
     };
     for asked in 0..16 {
         fail(asked, 100 + asked);
@@ -133,14 +126,7 @@ fn nars_are_probed_once_a_second_and_less_often_when_they_fail_all_the_same() {
     let at = |seconds| start + Duration::from_secs(seconds);
     let fail = |seconds| {
         let asked = at(seconds);
-        health.record_failure(
-            asked,
-            peer(1),
-            Failure::Nar {
-                asked,
-                is_stall: true,
-            },
-        );
+        health.record_failure(asked, peer(1), stalled(asked));
     };
     (0..2).for_each(fail);
     assert!(health.may_probe_nar(at(2), peer(1)));

@@ -7,6 +7,7 @@ from . import http, peerix, wire
 from .closure import closure
 from .host import Spec
 from .lan import Lab
+from .paths import Maker
 from .peerix import Build
 from .waiting import wait_until
 
@@ -64,6 +65,16 @@ class LabCase(unittest.TestCase):
         """The HTTP status of a GET from `host`."""
         return http.get(host, path, **options).status
 
+    def statuses_of(self, host, paths):
+        """The statuses of the narinfos of these paths at the host's gateway, one after the other on one connection."""
+        with http.Connection(host) as connection:
+            return [connection.ask(f"/{path.hash}.narinfo")[0] for path in paths]
+
+    def assert_all_found(self, host, paths):
+        """Every one of them at its first question."""
+        statuses = self.statuses_of(host, paths)
+        self.assertEqual(statuses.count(200), len(paths), f"{statuses.count(200)} of {len(paths)}")
+
     def assert_no_lost_socket(self, *hosts):
         """Every socket unit still listens."""
         for host in hosts or self.lab.hosts:
@@ -94,4 +105,27 @@ class LabCase(unittest.TestCase):
         host.run(["nix-store", "--verify", "--check-contents"], bound=120)
 
 
-__all__ = ["LabCase", "empty", "full", "half", "http", "wire", "wait_until"]
+class LinkedCase(LabCase):
+    """Two hosts: `holder`, where `maker` makes paths, and `asker` at the end of `link`, which is as new before each test."""
+
+    @classmethod
+    def specs(cls):
+        return [empty("holder"), empty("asker")]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.holder, cls.asker = cls.lab.hosts
+        cls.maker = Maker(cls.holder, cls.closure)
+        link = cls.lab.link(cls.asker)
+        cls.link = link.__enter__()
+        cls.addClassCleanup(link.__exit__, None, None, None)
+
+    def setUp(self):
+        super().setUp()
+        self.link.set()
+        self.addCleanup(self.link.cut, False)
+        self.addCleanup(self.link.carrier, True)
+
+
+__all__ = ["LabCase", "LinkedCase", "empty", "full", "half", "http", "wire", "wait_until"]

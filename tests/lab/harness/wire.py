@@ -136,21 +136,28 @@ def ask(host, target, store_hash, bound=2.0, sock=None):
         sent = time.perf_counter()
         sock.sendto(datagram, (target, PORT))
         # A host that sleeps keeps the first one: only an answer that says nothing is a reason to hurry.
-        while (left := end - time.perf_counter()) > 0:
-            sock.settimeout(left)
-            try:
-                said, (source, _) = sock.recvfrom(2048)
-            except TimeoutError:
-                return None
-            parsed = parse(said)
-            if source != target or not parsed or parsed[:2] != (ANSWER, number) or len(parsed[2].body) != 1:
-                continue
-            state, = parsed[2].body
-            if state != UNKNOWN:
-                return Reply(state, parsed[2], time.perf_counter() - sent)
-            time.sleep(min(REPEAT_SECONDS, max(0, end - time.perf_counter())))
-            break
+        answers = (said for said in _received(sock, target, end) if said[:2] == (ANSWER, number) and len(said[2].body) == 1)
+        answer = next(answers, None)
+        if answer is None:
+            return None
+        state, = answer[2].body
+        if state != UNKNOWN:
+            return Reply(state, answer[2], time.perf_counter() - sent)
+        time.sleep(min(REPEAT_SECONDS, max(0, end - time.perf_counter())))
     return None
+
+
+def _received(sock, target, end):
+    """What comes from `target` until then, parsed."""
+    while (left := end - time.perf_counter()) > 0:
+        sock.settimeout(left)
+        try:
+            said, (source, _) = sock.recvfrom(2048)
+        except TimeoutError:
+            return
+        parsed = parse(said)
+        if source == target and parsed:
+            yield parsed
 
 
 def ask_as_old(host, target, store_hash, bound=2.0, sock=None):
@@ -159,13 +166,5 @@ def ask_as_old(host, target, store_hash, bound=2.0, sock=None):
     number, datagram = request(store_hash)
     end = time.perf_counter() + bound
     sock.sendto(datagram, (target, PORT))
-    while (left := end - time.perf_counter()) > 0:
-        sock.settimeout(left)
-        try:
-            said, (source, _) = sock.recvfrom(2048)
-        except TimeoutError:
-            return None
-        parsed = parse(said)
-        if source == target and parsed and parsed[:2] == (RESPONSE, number):
-            return parsed[2]
-    return None
+    responses = (said[2] for said in _received(sock, target, end) if said[:2] == (RESPONSE, number))
+    return next(responses, None)
