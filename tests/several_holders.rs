@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use peerix::protocol::PathState;
 use sha2::{Digest, Sha256};
 
 use support::{
@@ -195,6 +196,29 @@ fn real_holders_share_the_work_and_vouch_for_each_other() {
     });
     assert_eq!(vouched.count(), 2);
     assert_eq!(banned(&daemon), [] as [String; 0]);
+}
+
+#[test]
+fn a_machine_that_answers_at_two_addresses_is_one_holder() {
+    let item = large();
+    let addresses = [0; 2].map(|_| {
+        let served = [item.clone()];
+        Peer::new(
+            |datagram, port| match peer::asked_hashes(datagram).len() {
+                0 => peer::has_all(datagram, port),
+                count => {
+                    let id = datagram[1..5].try_into().expect("an id");
+                    let id = u32::from_be_bytes(id);
+                    vec![peer::answer(id, 7, port, &vec![PathState::Present; count])]
+                }
+            },
+            move |asked, stream| peer::serve_honestly(&served, asked, stream),
+        )
+    });
+    let (_host, daemon) = asker(&addresses.each_ref());
+    assert_right(&fetch(&daemon, &item), &item);
+    let asked = addresses.each_ref().map(Peer::asked_for_nars);
+    assert_eq!(asked.iter().sum::<usize>(), 1, "{asked:?}: in one piece");
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl Finder {
         while !health.ends_reconnecting(Instant::now(), peer) {
             tokio::select! {
                 Some(answers) = attempts.next() => if answers {
-                    health.record_success(peer, Success::Transport);
+                    health.record_success(peer, Success::Transport { at: Instant::now() });
                 },
                 _ = tick.tick() => {
                     let client = self.client().clone();

@@ -187,7 +187,10 @@ impl Finder {
         let is_off = memory.caches.failed(now, cache, asked);
         // One that answers some and lets others wait is left out as a peer is.
         if !is_off {
-            let failure = Failure::Transport { last_answer: None };
+            let failure = Failure::Transport {
+                asked,
+                last_answer: None,
+            };
             memory.health.record_failure(now, cache.address, failure);
         }
     }
@@ -328,7 +331,7 @@ impl Finder {
         let health = &memory.health;
         let refused = match result {
             Ok((offer, packing)) => {
-                health.record_success(cache.address, Success::Transport);
+                health.record_success(cache.address, Success::Transport { at: now });
                 health.record_success(cache.address, Success::Path(hash));
                 let is_right = nar_hash.is_none_or(|wanted| wanted == offer.info.nar_hash);
                 let answer = if is_right {

@@ -41,7 +41,7 @@ const FREE_WAIT: Duration = Duration::from_millis(5);
 /// The round trip of a peer that is trusted to answer is free of charge up to this.
 pub(super) const LONGEST_FREE_WAIT: Duration = Duration::from_millis(200);
 
-/// The same for a peer that is far away.
+/// The same where a lost packet has to be repeated, however far away the peer is.
 const LONGEST_FAR_FREE_WAIT: Duration = Duration::from_millis(400);
 
 /// What is asked of a NAR to see whether it comes.
@@ -263,10 +263,11 @@ impl Finder {
         self.0.lan.is_trusted_to_answer(peer) && !self.memory().health.is_late(peer)
     }
 
-    /// How long a trusted peer is waited for: so long that a lost packet can be repeated.
+    /// How long a trusted peer is waited for: so long that the kernel can repeat a lost packet, which
+    /// it does a round trip and 200 ms later.
     fn longest_free_wait(&self, peer: PeerAddr) -> Duration {
         let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
-        (round_trip * 4).clamp(LONGEST_FREE_WAIT, LONGEST_FAR_FREE_WAIT)
+        (LONGEST_FREE_WAIT + 3 * round_trip).min(LONGEST_FAR_FREE_WAIT)
     }
 
     /// After how long without an answer of `peer` the next candidate is asked.

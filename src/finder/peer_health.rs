@@ -62,6 +62,8 @@ const MOST_PATHS: NonZeroUsize = NonZeroUsize::new(8_192).expect("not zero");
 pub enum Failure {
     /// No connection, or no headers of a narinfo.
     Transport {
+        /// When it was asked. If it has answered anything since, this says nothing.
+        asked: Instant,
         /// When the peer's host last answered over UDP.
         last_answer: Option<Instant>,
     },
@@ -82,7 +84,10 @@ pub enum Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Success {
     /// It has answered over HTTP, whatever it said.
-    Transport,
+    Transport {
+        /// When.
+        at: Instant,
+    },
     /// A narinfo came to its end, whatever it said.
     Narinfo,
     /// A good narinfo for this path.
@@ -155,10 +160,11 @@ impl PeerHealth {
     pub fn record_failure(&self, now: Instant, peer: PeerAddr, failure: Failure) {
         let mut state = self.lock();
         match failure {
-            Failure::Transport { last_answer } => {
+            Failure::Transport { asked, last_answer } => {
                 let record = state.record(peer);
+                let is_old = record.answered.is_some_and(|at| at > asked);
                 // What fails while it backs off is the same failure.
-                if record.is_backing_off(now, last_answer) {
+                if is_old || record.is_backing_off(now, last_answer) {
                     return;
                 }
                 let pause = record.transport.map_or(FIRST_BACKOFF, |before| {
@@ -192,10 +198,10 @@ impl PeerHealth {
     pub fn record_success(&self, peer: PeerAddr, success: Success) {
         let mut state = self.lock();
         match success {
-            Success::Transport => {
-                if let Some(record) = state.peers.get_mut(&peer) {
-                    record.transport = None;
-                }
+            Success::Transport { at } => {
+                let record = state.record(peer);
+                record.transport = None;
+                record.answered = record.answered.max(Some(at));
             }
             Success::Narinfo => {
                 if let Some(record) = state.peers.get_mut(&peer) {

@@ -97,6 +97,11 @@ impl LanHandle {
         self.shared.lock().core.round_trip(peer)
     }
 
+    /// The instance that `peer` says it is: one machine may answer at two addresses.
+    pub fn instance_of(&self, peer: PeerAddr) -> Option<u64> {
+        self.shared.lock().core.instance_of(peer)
+    }
+
     /// When the host of `peer` last answered over UDP.
     pub fn last_answer(&self, peer: PeerAddr) -> Option<Instant> {
         self.shared.lock().core.last_answer(peer)

@@ -10,14 +10,16 @@ mod nar_body;
 mod plain_cache;
 mod unpacked;
 
-use std::{borrow::Cow, ops::Range, pin::pin, time::Duration};
+use std::{borrow::Cow, ops::Range, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use reqwest::{
     Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_RANGE, HOST, RANGE},
 };
+
+use tokio::time::{Instant, sleep_until};
 
 pub use digests::PieceDigests;
 pub use nar_body::NarBody;
@@ -35,9 +37,11 @@ const NARINFO_HEAD_TIMEOUT: Duration = Duration::from_millis(500);
 /// The body of a narinfo, up to `limits.narinfo`, on a slow link.
 const NARINFO_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request without an answer for so long gets a second one beside it on a fresh connection: the
-/// kernel repeats a lost SYN only after 1 s, and a pooled connection may lead nowhere.
-const SECOND_CONNECTION_AFTER: Duration = Duration::from_millis(100);
+/// A request without an answer for so long gets another one beside it on a fresh connection: the
+/// kernel repeats a lost SYN only after 1 s, and a pooled connection may lead nowhere. On a link with
+/// 5 % loss and 60 ms round trips the second one is lost as well for 4 of 200.
+const ANOTHER_CONNECTION_AFTER: Duration = Duration::from_millis(100);
+const MOST_CONNECTIONS: usize = 3;
 
 /// The head of a NAR answer comes after the holder has listed the path's files.
 const NAR_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -281,30 +285,37 @@ impl Client {
         }
     }
 
-    /// Sends a request to a peer. One that has no answer after [`SECOND_CONNECTION_AFTER`] is sent
-    /// a second time on a fresh connection; whichever is answered first counts.
+    /// Sends a request to a peer. One that has no answer after [`ANOTHER_CONNECTION_AFTER`] is sent
+    /// again on a fresh connection, and once more; whichever is answered first counts.
     async fn send(
         &self,
         target: &Target<'_>,
         range: Option<&Range<u64>>,
     ) -> Result<Response, PeerError> {
-        let mut first = pin!(self.send_to(target, range));
-        if let Ok(sent) = tokio::time::timeout(SECOND_CONNECTION_AFTER, first.as_mut()).await {
-            return sent;
-        }
-        let mut second = pin!(self.send_once(target, range, Connection::Fresh));
-        tokio::select! {
-            sent = first.as_mut() => match sent {
-                Ok(response) => Ok(response),
-                Err(_) => second.await,
-            },
-            sent = second.as_mut() => match sent {
-                Ok(response) => {
-                    self.http.record_fresh_was_first();
-                    Ok(response)
+        let mut sent = FuturesUnordered::new();
+        let first = self.send_to(target, range);
+        sent.push(first.map(|sent| (Connection::Pooled, sent)).boxed());
+        let mut count = 1;
+        let mut next_at = Instant::now() + ANOTHER_CONNECTION_AFTER;
+        loop {
+            tokio::select! {
+                Some((connection, result)) = sent.next() => match result {
+                    Ok(response) => {
+                        if connection == Connection::Fresh {
+                            self.http.record_fresh_was_first();
+                        }
+                        return Ok(response);
+                    }
+                    Err(error) if sent.is_empty() => return Err(error),
+                    Err(_) => {}
+                },
+                () = sleep_until(next_at), if count < MOST_CONNECTIONS => {
+                    let again = self.send_once(target, range, Connection::Fresh);
+                    sent.push(again.map(|sent| (Connection::Fresh, sent)).boxed());
+                    count += 1;
+                    next_at += ANOTHER_CONNECTION_AFTER;
                 }
-                Err(_) => first.await,
-            },
+            }
         }
     }
 

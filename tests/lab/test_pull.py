@@ -41,7 +41,7 @@ class Pull(LabCase):
             self.assertTrue(found, f"{host.name}: no entry for {path.hash}")
             entry = found[-1]
             self.assertEqual(int(entry["PEERIX_BYTES"]), path.nar_size)
-            self.assertIn(peer.address, entry["PEERIX_PEER"])
+            self.assertIn(entry["PEERIX_PEER"], peer.addresses())
             self.assertEqual(entry["PEERIX_STORE_PATH"], path.path)
             self.assertGreater(int(entry["PEERIX_DURATION_US"]), 0)
 

@@ -61,7 +61,7 @@ async fn probe(memory: &Memory, client: &Client, cache: Arc<PlainCache>) {
         // What failed before it went off does not count against it.
         memory
             .health
-            .record_success(cache.address, Success::Transport);
+            .record_success(cache.address, Success::Transport { at: Instant::now() });
     }
     caches.probe_ended(Instant::now(), &cache, state);
 }

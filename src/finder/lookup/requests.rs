@@ -181,9 +181,9 @@ impl Finder {
         };
         let now = Instant::now();
         match &verified {
-            Err(Refused::Peer(error)) if error.is_transport() => self.record_no_answer(peer),
+            Err(Refused::Peer(error)) if error.is_transport() => self.record_no_answer(peer, asked),
             _ => {
-                health.record_success(peer, Success::Transport);
+                health.record_success(peer, Success::Transport { at: now });
                 health.record_latency(peer, now - asked);
             }
         }
@@ -224,13 +224,13 @@ impl Finder {
         let path = format!("local/{hash}.narinfo");
         let limit = self.limits().narinfo.bytes();
         let client = self.client();
-        let late_after = self.late_after(peer);
+        let (asked, late_after) = (Instant::now(), self.late_after(peer));
         // What is late has failed already, as far as other lookups are concerned.
         let mut answered = pin!(client.narinfo(peer, &path));
         let narinfo = match timeout(late_after, answered.as_mut()).await {
             Ok(narinfo) => narinfo?,
             Err(_) => {
-                self.record_no_answer(peer);
+                self.record_no_answer(peer, asked);
                 answered.await?
             }
         };
@@ -249,9 +249,9 @@ impl Finder {
         body
     }
 
-    fn record_no_answer(&self, peer: PeerAddr) {
+    fn record_no_answer(&self, peer: PeerAddr, asked: Instant) {
         let last_answer = self.0.lan.last_answer(peer);
-        let failure = Failure::Transport { last_answer };
+        let failure = Failure::Transport { asked, last_answer };
         let health = &self.memory().health;
         debug!(peer:% = peer.ip(); "{peer} does not answer over HTTP");
         health.record_failure(Instant::now(), peer, failure);

@@ -21,6 +21,8 @@ const PROBED_LEAST_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) transport: Option<Backoff>,
+    /// When it last answered over HTTP.
+    pub(super) answered: Option<Instant>,
     /// When a lookup last wanted it while it backed off.
     pub(super) wanted: Option<Instant>,
     pub(super) is_reconnecting: bool,

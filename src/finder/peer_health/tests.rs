@@ -17,7 +17,13 @@ fn order(health: &PeerHealth, now: Instant) -> Order {
     health.order(now, peer(1), path(1), None)
 }
 
-const SILENT: Failure = Failure::Transport { last_answer: None };
+/// No answer to what was asked then.
+fn silent(asked: Instant) -> Failure {
+    Failure::Transport {
+        asked,
+        last_answer: None,
+    }
+}
 
 fn stalled(asked: Instant) -> Failure {
     Failure::Nar {
@@ -30,21 +36,32 @@ fn stalled(asked: Instant) -> Failure {
 fn backoff_doubles_to_a_minute_and_an_answer_ends_it() {
     let (health, mut now) = (PeerHealth::default(), Instant::now());
     for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-        health.record_failure(now, peer(1), SILENT);
+        health.record_failure(now, peer(1), silent(now));
         // What fails meanwhile is the same failure.
-        health.record_failure(now + ms(900), peer(1), SILENT);
+        health.record_failure(now + ms(900), peer(1), silent(now + ms(900)));
         let end = now + Duration::from_secs(seconds);
         assert_eq!(order(&health, end - ms(1)), Order::BackingOff);
         assert_eq!(order(&health, end), Order::Healthy);
         assert!(health.is_unreachable(peer(1)), "until it has answered");
         now = end;
     }
-    health.record_failure(now, peer(1), SILENT);
-    health.record_success(peer(1), Success::Transport);
+    health.record_failure(now, peer(1), silent(now));
+    health.record_success(peer(1), Success::Transport { at: now });
     assert_eq!(order(&health, now), Order::Healthy);
     assert!(!health.is_unreachable(peer(1)));
-    health.record_failure(now, peer(1), SILENT);
+    health.record_failure(now, peer(1), silent(now));
     assert_eq!(order(&health, now + ms(1_000)), Order::Healthy);
+}
+
+#[test]
+fn what_was_asked_before_the_last_answer_says_nothing_when_it_fails() {
+    let (health, start) = (PeerHealth::default(), Instant::now());
+    let answered = start + ms(10);
+    health.record_success(peer(1), Success::Transport { at: answered });
+    health.record_failure(answered + ms(500), peer(1), silent(start));
+    assert!(!health.is_unreachable(peer(1)));
+    health.record_failure(answered + ms(500), peer(1), silent(answered));
+    assert!(health.is_unreachable(peer(1)));
 }
 
 #[test]
@@ -52,14 +69,16 @@ fn an_answer_over_udp_puts_backoff_back_to_its_first_step() {
     let (health, start) = (PeerHealth::default(), Instant::now());
     let at = |seconds| start + Duration::from_secs(seconds);
     for seconds in [0, 10, 20, 30] {
-        health.record_failure(at(seconds), peer(1), SILENT);
+        health.record_failure(at(seconds), peer(1), silent(at(seconds)));
     }
     let order = |now, answered| health.order(now, peer(1), path(1), Some(answered));
     assert_eq!(order(at(32), at(29)), Order::BackingOff, "before it failed");
     assert_eq!(order(at(30) + ms(999), at(31)), Order::BackingOff);
     assert_eq!(order(at(32), at(31)), Order::Healthy);
     let last_answer = Some(at(31));
-    health.record_failure(at(32), peer(1), Failure::Transport { last_answer });
+    let asked = at(32);
+    let failure = Failure::Transport { asked, last_answer };
+    health.record_failure(asked, peer(1), failure);
     assert_eq!(order(at(32) + ms(1_999), at(31)), Order::BackingOff);
     assert_eq!(order(at(34), at(31)), Order::Healthy, "the second step");
 }
@@ -83,14 +102,14 @@ fn an_answer_about_one_path_costs_that_path_alone() {
 fn a_success_clears_its_own_kind_alone() {
     let (health, now) = (PeerHealth::default(), Instant::now());
     let fail_all = || {
-        health.record_failure(now, peer(1), SILENT);
+        health.record_failure(now, peer(1), silent(now));
         health.record_failure(now, peer(1), Failure::Path(path(1)));
         for asked in [now, now + ms(1)] {
             health.record_failure(asked, peer(1), stalled(asked));
         }
     };
     fail_all();
-    health.record_success(peer(1), Success::Transport);
+    health.record_success(peer(1), Success::Transport { at: now });
     assert_eq!(order(&health, now), Order::NarsFail);
     health.record_success(peer(1), Success::Path(path(1)));
     assert!(health.nars_fail(peer(1)));
@@ -98,7 +117,7 @@ fn a_success_clears_its_own_kind_alone() {
     health.record_success(peer(1), Success::Nar);
     assert!(!health.nars_fail(peer(1)));
     assert_eq!(order(&health, now), Order::BackingOff);
-    health.record_success(peer(1), Success::Transport);
+    health.record_success(peer(1), Success::Transport { at: now });
     assert_eq!(order(&health, now), Order::PathFailed);
 }
 
@@ -153,18 +172,18 @@ fn a_narinfo_without_end_makes_a_peer_late_until_one_has_its_end() {
     let (health, now) = (PeerHealth::default(), Instant::now());
     health.record_failure(now, peer(1), Failure::NarinfoStalled);
     assert!(health.is_late(peer(1)) && !health.is_unreachable(peer(1)));
-    health.record_success(peer(1), Success::Transport);
+    health.record_success(peer(1), Success::Transport { at: now });
     assert!(health.is_late(peer(1)), "headers prove nothing");
     health.record_success(peer(1), Success::Narinfo);
     assert!(!health.is_late(peer(1)));
-    health.record_failure(now, peer(1), SILENT);
+    health.record_failure(now, peer(1), silent(now));
     assert!(health.is_late(peer(1)));
 }
 
 #[test]
 fn one_lookup_a_second_waits_for_an_unreachable_peer() {
     let (health, start) = (PeerHealth::default(), Instant::now());
-    health.record_failure(start, peer(1), SILENT);
+    health.record_failure(start, peer(1), silent(start));
     assert!(health.may_wait(start, peer(1)));
     assert!(!health.may_wait(start + ms(999), peer(1)));
     assert!(health.may_wait(start + ms(1_000), peer(1)));
@@ -174,16 +193,16 @@ fn one_lookup_a_second_waits_for_an_unreachable_peer() {
 #[test]
 fn connection_attempts_go_on_until_it_answers_or_the_burst_is_over() {
     let (health, start) = (PeerHealth::default(), Instant::now());
-    health.record_failure(start, peer(1), SILENT);
+    health.record_failure(start, peer(1), silent(start));
     assert!(health.begin_reconnecting(start, peer(1)));
     assert!(!health.begin_reconnecting(start + ms(500), peer(1)), "once");
     assert!(!health.ends_reconnecting(start + WANTED_FOR, peer(1)));
     assert!(health.ends_reconnecting(start + WANTED_FOR + ms(500), peer(1)));
     assert!(health.begin_reconnecting(start, peer(1)));
-    health.record_success(peer(1), Success::Transport);
+    health.record_success(peer(1), Success::Transport { at: start });
     assert!(health.ends_reconnecting(start, peer(1)));
     for port in 0..20 {
-        health.record_failure(start, peer(100 + port), SILENT);
+        health.record_failure(start, peer(100 + port), silent(start));
     }
     let began = (0..20).filter(|port| health.begin_reconnecting(start, peer(100 + port)));
     assert_eq!(began.count(), MOST_RECONNECTING);
@@ -221,7 +240,7 @@ fn narinfos_for_other_paths_ban_when_they_come_again_and_again() {
 fn the_owner_can_have_all_forgotten() {
     let (health, now) = (PeerHealth::default(), Instant::now());
     health.ban(now, peer(2));
-    health.record_failure(now, peer(1), SILENT);
+    health.record_failure(now, peer(1), silent(now));
     health.record_failure(now, peer(1), Failure::Path(path(1)));
     assert_eq!(health.clear_all(now), 1);
     assert_eq!(order(&health, now), Order::Healthy);

@@ -97,10 +97,20 @@ impl Holders {
         self.found.holders.len()
     }
 
-    /// Those of them that may give any range of their NAR.
+    /// Machines among them that may give any range of their NAR: one may answer at two addresses.
     pub(super) fn with_ranges(&self) -> usize {
         let holders = self.found.holders.iter();
-        holders.filter(|holder| !holder.is_packed()).count()
+        let addresses = holders
+            .filter(|holder| !holder.is_packed())
+            .map(Holder::address);
+        let mut instances: Vec<u64> = Vec::new();
+        let is_new = |address: &Option<PeerAddr>| {
+            let instance = address.and_then(|address| self.finder.0.lan.instance_of(address));
+            let is_known = instance.is_some_and(|instance| instances.contains(&instance));
+            instances.extend(instance);
+            !is_known
+        };
+        addresses.filter(is_new).count()
     }
 
     /// Whether another holder can go on, or might be found.
@@ -213,7 +223,8 @@ impl Holders {
             HolderError::Own(_) | HolderError::OwnStore(_) | HolderError::NotOurs => return,
             HolderError::Peer(PeerError::Connect { .. }) => {
                 let last_answer = self.finder.0.lan.last_answer(peer);
-                Failure::Transport { last_answer }
+                let asked = self.began;
+                Failure::Transport { asked, last_answer }
             }
             HolderError::Stalled { .. } | HolderError::Silent { .. } | HolderError::Slow { .. } => {
                 let asked = self.began;

@@ -220,6 +220,12 @@ impl Discovery {
         all.filter_map(|peer| peer.measured_timeout()).min()
     }
 
+    /// The instance that a peer says it is.
+    pub fn instance_of(&self, peer: PeerAddr) -> Option<u64> {
+        let mut here = self.peers.at(peer.ip());
+        Some(here.find(|it| it.http() == Some(peer))?.sender?.instance)
+    }
+
     /// When the host of a peer last answered.
     pub fn last_answer(&self, peer: PeerAddr) -> Option<Instant> {
         self.peers.at(peer.ip()).filter_map(|peer| peer.heard).max()

@@ -211,6 +211,10 @@ class Host:
         shown = subprocess.run(["ip", "-n", self.name, "-j", *arguments.split()], check=True, capture_output=True)
         return [entry for entry in json.loads(shown.stdout or "[]") if entry]
 
+    def addresses(self):
+        """All that this host has on its cable, as text."""
+        return [one["local"] for one in self.shows("address show dev lan0")[0]["addr_info"]]
+
     def network(self):
         """A context in which this thread's new sockets are sockets of this host."""
         return sandbox.network_of(self.namespace)
