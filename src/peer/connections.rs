@@ -27,9 +27,9 @@ const MOST_ANSWERED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// slow peer must not cost all others their connections.
 const GIVEN_UP_EVERY: Duration = Duration::from_secs(1);
 
-/// So many requests in a row must be answered on fresh connections first: one alone may have lost
-/// a packet, and new connections cost packets, too.
-const FRESH_IN_A_ROW: u32 = 2;
+/// So many requests in a row must be answered on fresh connections first: a few may have lost a
+/// packet each, and new connections cost packets, too.
+const FRESH_IN_A_ROW: u32 = 4;
 
 /// Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]

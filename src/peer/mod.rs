@@ -10,7 +10,7 @@ mod nar_body;
 mod plain_cache;
 mod unpacked;
 
-use std::{borrow::Cow, ops::Range, time::Duration};
+use std::{borrow::Cow, ops::Range, pin::pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
@@ -19,7 +19,7 @@ use reqwest::{
     header::{CONTENT_ENCODING, CONTENT_RANGE, HOST, RANGE},
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{interval, timeout};
 
 pub use digests::PieceDigests;
 pub use nar_body::NarBody;
@@ -172,7 +172,7 @@ impl NarinfoBody {
     /// All of it, at most `limit` bytes.
     pub async fn read(self, limit: u64) -> Result<Bytes, PeerError> {
         let Self { peer, response } = self;
-        match tokio::time::timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
+        match timeout(NARINFO_BODY_TIMEOUT, whole(peer, response, limit)).await {
             Ok(Err(PeerError::Broken { .. })) | Err(_) => Err(PeerError::Incomplete { peer }),
             Ok(body) => body,
         }
@@ -292,13 +292,23 @@ impl Client {
         target: &Target<'_>,
         range: Option<&Range<u64>>,
     ) -> Result<Response, PeerError> {
+        let mut first = pin!(self.send_to(target, range));
+        if let Ok(sent) = timeout(ANOTHER_CONNECTION_AFTER, first.as_mut()).await {
+            return sent;
+        }
         let mut sent = FuturesUnordered::new();
-        let first = self.send_to(target, range);
         sent.push(first.map(|sent| (Connection::Pooled, sent)).boxed());
         let mut count = 1;
-        let mut next_at = Instant::now() + ANOTHER_CONNECTION_AFTER;
+        // The first tick is at once.
+        let mut again = interval(ANOTHER_CONNECTION_AFTER);
         loop {
             tokio::select! {
+                biased;
+                _ = again.tick(), if count < MOST_CONNECTIONS => {
+                    let next = self.send_once(target, range, Connection::Fresh);
+                    sent.push(next.map(|sent| (Connection::Fresh, sent)).boxed());
+                    count += 1;
+                }
                 Some((connection, result)) = sent.next() => match result {
                     Ok(response) => {
                         if connection == Connection::Fresh {
@@ -309,12 +319,6 @@ impl Client {
                     Err(error) if sent.is_empty() => return Err(error),
                     Err(_) => {}
                 },
-                () = sleep_until(next_at), if count < MOST_CONNECTIONS => {
-                    let again = self.send_once(target, range, Connection::Fresh);
-                    sent.push(again.map(|sent| (Connection::Fresh, sent)).boxed());
-                    count += 1;
-                    next_at += ANOTHER_CONNECTION_AFTER;
-                }
             }
         }
     }
@@ -362,7 +366,7 @@ async fn within(
     limit: Duration,
     sent: impl Future<Output = Result<Response, PeerError>>,
 ) -> Result<Response, PeerError> {
-    let sent = tokio::time::timeout(limit, sent).await;
+    let sent = timeout(limit, sent).await;
     sent.unwrap_or(Err(PeerError::Late { peer, limit }))
 }
 

@@ -16,8 +16,8 @@ pub struct WaitBudget {
     waiting: usize,
     /// Since when `waiting` is above 0.
     since: Option<Instant>,
-    /// What was waited before was given back already.
-    refunded_until: Option<Instant>,
+    /// From when to when it was used and nothing came back so far: [`BURST_WAIT`] in all.
+    used: Vec<(Instant, Instant)>,
 }
 
 impl Default for WaitBudget {
@@ -26,7 +26,7 @@ impl Default for WaitBudget {
             left: BURST_WAIT,
             waiting: 0,
             since: None,
-            refunded_until: None,
+            used: Vec::new(),
         }
     }
 }
@@ -36,7 +36,7 @@ impl WaitBudget {
     pub fn refill(&mut self, now: Instant) {
         self.left = BURST_WAIT;
         self.since = (self.waiting > 0).then_some(now);
-        self.refunded_until = Some(now);
+        self.used.clear();
     }
 
     /// One more lookup begins to wait.
@@ -57,10 +57,19 @@ impl WaitBudget {
     /// Gives back what was waited from `since` until `now`; the same time only once.
     pub fn refund(&mut self, since: Instant, now: Instant) {
         self.settle(now);
-        let from = self.refunded_until.map_or(since, |until| until.max(since));
-        let time = now.saturating_duration_since(from);
-        self.left = (self.left + time).min(BURST_WAIT);
-        self.refunded_until = Some(now);
+        let mut kept = Vec::with_capacity(self.used.len());
+        for (from, until) in self.used.drain(..) {
+            let back = from.max(since)..until.min(now);
+            if back.start >= back.end {
+                kept.push((from, until));
+                continue;
+            }
+            self.left += back.end - back.start;
+            let rest = [(from, back.start), (back.end, until)];
+            kept.extend(rest.into_iter().filter(|(from, until)| from < until));
+        }
+        self.used = kept;
+        self.left = self.left.min(BURST_WAIT);
     }
 
     /// Takes what was waited at no cost, and turned out to be in vain.
@@ -78,10 +87,18 @@ impl WaitBudget {
     }
 
     fn settle(&mut self, now: Instant) {
-        self.left = self.left(now);
-        if self.since.is_some() {
-            self.since = Some(now);
+        let left = self.left(now);
+        let Some(since) = self.since.as_mut() else {
+            return;
+        };
+        let until = *since + (self.left - left);
+        match self.used.last_mut() {
+            Some((_, end)) if *end == *since => *end = until,
+            _ if *since < until => self.used.push((*since, until)),
+            _ => {}
         }
+        self.left = left;
+        *since = now;
     }
 }
 
@@ -119,6 +136,23 @@ mod tests {
         assert_eq!(budget.left(start + ms(150)), BURST_WAIT);
         budget.refund(start, start + ms(150));
         assert_eq!(budget.left(start + ms(150)), BURST_WAIT);
+    }
+
+    #[test]
+    fn what_comes_back_to_one_does_not_take_from_another() {
+        let (mut budget, start) = (WaitBudget::default(), Instant::now());
+        budget.begin(start);
+        budget.begin(start + ms(90));
+        budget.refund(start + ms(90), start + ms(100));
+        budget.end(start + ms(100));
+        assert_eq!(budget.left(start + ms(100)), ms(260));
+        budget.refund(start, start + ms(120));
+        budget.end(start + ms(120));
+        assert_eq!(budget.left(start + ms(120)), BURST_WAIT);
+        // What is used up runs no further.
+        budget.begin(start + ms(1_000));
+        budget.refund(start + ms(1_900), start + ms(2_000));
+        assert_eq!(budget.left(start + ms(2_000)), Duration::ZERO);
     }
 
     #[test]
