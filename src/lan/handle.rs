@@ -199,7 +199,11 @@ impl PaidWait {
     /// The wait ended with the path: its time comes back.
     pub fn refund(self) {
         let now = Instant::now();
-        self.shared.lock().core.budget().refund(self.since, now);
+        self.shared
+            .lock()
+            .core
+            .budget()
+            .refund(now, self.since..now);
     }
 }
 

@@ -147,11 +147,15 @@ impl Shared {
 
     /// Carries out what the core has decided.
     pub(super) fn perform(&self, state: &mut State, requests: Option<&mpsc::Sender<PeerRequest>>) {
-        while !state.actions.is_empty() {
-            for action in std::mem::take(&mut state.actions) {
+        // The two lists change places, so that none is allocated for each datagram.
+        let mut actions = std::mem::take(&mut state.actions);
+        while !actions.is_empty() {
+            for action in actions.drain(..) {
                 self.perform_one(state, action, requests);
             }
+            std::mem::swap(&mut actions, &mut state.actions);
         }
+        state.actions = actions;
     }
 
     /// What follows from it is in the actions of the state.

@@ -4,10 +4,16 @@
 //! runs. Once it is used up, lookups ask as before and wait for nothing more. Time that ended
 //! with the path comes back.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 /// What a burst may wait: with what Nix itself does, a command stays within half a second.
 pub const BURST_WAIT: Duration = Duration::from_millis(350);
+
+/// Periods of use that can come back. Older ones cannot: they were waited in vain.
+const MOST_PERIODS: usize = 256;
 
 /// The budget of the current burst.
 #[derive(Debug, Clone)]
@@ -16,8 +22,8 @@ pub struct WaitBudget {
     waiting: usize,
     /// Since when `waiting` is above 0.
     since: Option<Instant>,
-    /// From when to when it was used and nothing came back so far: [`BURST_WAIT`] in all.
-    used: Vec<(Instant, Instant)>,
+    /// When it was used, without what came back: [`BURST_WAIT`] in all, the oldest first.
+    used: Vec<Range<Instant>>,
 }
 
 impl Default for WaitBudget {
@@ -54,21 +60,20 @@ impl WaitBudget {
         }
     }
 
-    /// Gives back what was waited from `since` until `now`; the same time only once.
-    pub fn refund(&mut self, since: Instant, now: Instant) {
+    /// Gives back what was used in `period`, which is not in the future; the same time only once.
+    pub fn refund(&mut self, now: Instant, period: Range<Instant>) {
         self.settle(now);
-        let mut kept = Vec::with_capacity(self.used.len());
-        for (from, until) in self.used.drain(..) {
-            let back = from.max(since)..until.min(now);
-            if back.start >= back.end {
-                kept.push((from, until));
+        for used in std::mem::take(&mut self.used) {
+            let back = used.start.max(period.start)..used.end.min(period.end);
+            if back.is_empty() {
+                self.used.push(used);
                 continue;
             }
             self.left += back.end - back.start;
-            let rest = [(from, back.start), (back.end, until)];
-            kept.extend(rest.into_iter().filter(|(from, until)| from < until));
+            let kept = [used.start..back.start, back.end..used.end];
+            self.used
+                .extend(kept.into_iter().filter(|it| !it.is_empty()));
         }
-        self.used = kept;
         self.left = self.left.min(BURST_WAIT);
     }
 
@@ -87,18 +92,19 @@ impl WaitBudget {
     }
 
     fn settle(&mut self, now: Instant) {
+        let Some(since) = self.since else { return };
         let left = self.left(now);
-        let Some(since) = self.since.as_mut() else {
-            return;
-        };
-        let until = *since + (self.left - left);
+        let used = since..since + (self.left - left);
+        self.left = left;
+        self.since = Some(now);
         match self.used.last_mut() {
-            Some((_, end)) if *end == *since => *end = until,
-            _ if *since < until => self.used.push((*since, until)),
+            Some(last) if last.end == used.start => last.end = used.end,
+            _ if !used.is_empty() => self.used.push(used),
             _ => {}
         }
-        self.left = left;
-        *since = now;
+        if self.used.len() > MOST_PERIODS {
+            self.used.remove(0);
+        }
     }
 }
 
@@ -128,13 +134,13 @@ mod tests {
         let (mut budget, start) = (WaitBudget::default(), Instant::now());
         budget.begin(start);
         budget.begin(start);
-        budget.refund(start, start + ms(100));
+        budget.refund(start + ms(100), start..start + ms(100));
         budget.end(start + ms(100));
         assert_eq!(budget.left(start + ms(100)), BURST_WAIT);
-        budget.refund(start, start + ms(150));
+        budget.refund(start + ms(150), start..start + ms(150));
         budget.end(start + ms(150));
         assert_eq!(budget.left(start + ms(150)), BURST_WAIT);
-        budget.refund(start, start + ms(150));
+        budget.refund(start + ms(150), start..start + ms(150));
         assert_eq!(budget.left(start + ms(150)), BURST_WAIT);
     }
 
@@ -143,16 +149,33 @@ mod tests {
         let (mut budget, start) = (WaitBudget::default(), Instant::now());
         budget.begin(start);
         budget.begin(start + ms(90));
-        budget.refund(start + ms(90), start + ms(100));
+        budget.refund(start + ms(100), start + ms(90)..start + ms(100));
         budget.end(start + ms(100));
         assert_eq!(budget.left(start + ms(100)), ms(260));
-        budget.refund(start, start + ms(120));
+        budget.refund(start + ms(120), start..start + ms(120));
         budget.end(start + ms(120));
         assert_eq!(budget.left(start + ms(120)), BURST_WAIT);
         // What is used up runs no further.
         budget.begin(start + ms(1_000));
-        budget.refund(start + ms(1_900), start + ms(2_000));
+        budget.refund(start + ms(2_000), start + ms(1_900)..start + ms(2_000));
         assert_eq!(budget.left(start + ms(2_000)), Duration::ZERO);
+        budget.refund(start + ms(2_000), start + ms(1_100)..start + ms(1_200));
+        assert_eq!(budget.left(start + ms(2_000)), ms(100));
+    }
+
+    #[test]
+    fn the_periods_are_bounded() {
+        let (mut budget, start) = (WaitBudget::default(), Instant::now());
+        for period in 0..2 * MOST_PERIODS as u64 {
+            let at = |us| start + Duration::from_micros(period * 200 + us);
+            budget.begin(at(0));
+            budget.end(at(100));
+        }
+        assert_eq!(budget.used.len(), MOST_PERIODS);
+        let end = start + ms(1_000);
+        budget.refund(end, start..end);
+        let lost = Duration::from_micros(100) * MOST_PERIODS as u32;
+        assert_eq!(budget.left(end), BURST_WAIT - lost);
     }
 
     #[test]
@@ -161,7 +184,7 @@ mod tests {
         budget.begin(start);
         budget.refill(start + ms(1_000));
         assert_eq!(budget.left(start + ms(1_050)), ms(300));
-        budget.refund(start, start + ms(1_050));
+        budget.refund(start + ms(1_050), start..start + ms(1_050));
         assert_eq!(budget.left(start + ms(1_050)), BURST_WAIT);
     }
 }

@@ -1,7 +1,7 @@
 //! Who may still give the NAR of one stream, and what is left to try when those have failed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     ops::Range,
     pin::pin,
     sync::Arc,
@@ -103,14 +103,11 @@ impl Holders {
         let addresses = holders
             .filter(|holder| !holder.is_packed())
             .map(Holder::address);
-        let mut instances: Vec<u64> = Vec::new();
-        let is_new = |address: &Option<PeerAddr>| {
+        let machine = |address: Option<PeerAddr>| {
             let instance = address.and_then(|address| self.finder.0.lan.instance_of(address));
-            let is_known = instance.is_some_and(|instance| instances.contains(&instance));
-            instances.extend(instance);
-            !is_known
+            instance.ok_or(address)
         };
-        addresses.filter(is_new).count()
+        addresses.map(machine).collect::<HashSet<_>>().len()
     }
 
     /// Whether another holder can go on, or might be found.
@@ -223,7 +220,8 @@ impl Holders {
             HolderError::Own(_) | HolderError::OwnStore(_) | HolderError::NotOurs => return,
             HolderError::Peer(PeerError::Connect { .. }) => {
                 let last_answer = self.finder.0.lan.last_answer(peer);
-                let asked = self.began;
+                // The stream may have begun long ago, and the attempt to connect just now.
+                let asked = Instant::now();
                 Failure::Transport { asked, last_answer }
             }
             HolderError::Stalled { .. } | HolderError::Silent { .. } | HolderError::Slow { .. } => {

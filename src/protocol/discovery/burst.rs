@@ -195,7 +195,7 @@ impl Burst {
             && self.credited.is_none()
         {
             self.credited = Some(peer);
-            self.budget.refund(since, now);
+            self.budget.refund(now, since..now);
         }
     }
 

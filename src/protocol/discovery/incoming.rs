@@ -9,7 +9,7 @@ use super::{
     Action, Arrival, Discovery, LookupId, PeerRequest, Reject,
     asks::Target,
     events::RequestForm,
-    peer_table::{FREE_WAIT, http_address},
+    peer::{FREE_WAIT, http_address},
     state_machine::{ASK_SPREAD, DISCOVERY_SPREAD, MAX_UNICAST, spread},
 };
 use crate::{
@@ -275,7 +275,7 @@ impl Discovery {
         for lookup in lookups.iter().filter_map(|id| self.lookups.get(id)) {
             let is_only_one = lookup.waiting.iter().all(|other| Some(other) == slot);
             if let Some(since) = lookup.paid_since.filter(|_| is_only_one) {
-                self.burst.budget.refund(since, now);
+                self.burst.budget.refund(now, since..now);
             }
         }
     }
@@ -308,11 +308,11 @@ impl Discovery {
             return;
         };
         if let Some(slot) = slot {
-            let paid = lookup.paid(now);
+            let first_paid = lookup.first_paid;
             let is_first = lookup.take_answer(slot, is_present);
             if let Some(peer) = self.peers.get_mut(slot).filter(|_| is_first) {
-                if is_present {
-                    peer.owed = peer.owed.max(paid);
+                if let Some(since) = first_paid.filter(|_| is_present) {
+                    peer.owe(since..now);
                 }
                 let count = if is_present {
                     &mut peer.present

@@ -56,8 +56,8 @@ pub(super) struct Lookup {
     pub(super) is_out_of_time: bool,
     /// Since when the budget of the burst pays for it.
     pub(super) paid_since: Option<Instant>,
-    /// What the budget has paid for it before that.
-    pub(super) paid: Duration,
+    /// Since when it paid for the first time.
+    pub(super) first_paid: Option<Instant>,
     /// When it is to be looked at again.
     pub(super) check_at: Option<Instant>,
     present: u32,
@@ -81,7 +81,7 @@ impl Lookup {
             is_undecided: false,
             is_out_of_time: false,
             paid_since: None,
-            paid: Duration::ZERO,
+            first_paid: None,
             check_at: Some(now),
             present: 0,
             absent: 0,
@@ -112,13 +112,6 @@ impl Lookup {
             *count += 1;
         }
         is_first
-    }
-
-    /// What the budget has paid for it so far.
-    pub(super) fn paid(&self, now: Instant) -> Duration {
-        let running = self.paid_since;
-        let running = running.map(|since| now.saturating_duration_since(since));
-        self.paid + running.unwrap_or_default()
     }
 
     /// `slot` is not waited for any longer. True if it was.

@@ -45,6 +45,7 @@ mod events;
 mod ids;
 mod incoming;
 mod lookup;
+mod peer;
 mod peer_info;
 mod peer_table;
 mod persisted_state;

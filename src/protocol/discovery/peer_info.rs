@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::peer_table::Peer;
+use super::peer::Peer;
 use crate::protocol::PeerAddr;
 
 /// Which protocol a peer speaks.

@@ -141,13 +141,13 @@ impl NewPeerLimit {
     }
 }
 
-/// A datagram to a host that is not there waits so long in the socket's buffer, which has room for
-/// some 270 by default.
+/// For so long the kernel keeps a datagram to a host that does not exist in the send buffer, which
+/// holds some 270 small datagrams by default.
 const HOST_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_UNANSWERED: usize = 96;
 
-/// Whom we greet: each address once a second. Anyone can ask in the names of hosts that are not
-/// there: as long as many have not answered, nobody is greeted just because it asks.
+/// Limits asks that only check whether a peer is there: one per address and second. Forged asks may
+/// name hosts that do not exist, so above [`MAX_UNANSWERED`] an asker is not checked.
 #[derive(Debug)]
 pub(super) struct GreetingLimit {
     each: PerSecond,
@@ -164,7 +164,8 @@ impl Default for GreetingLimit {
 }
 
 impl GreetingLimit {
-    /// Whether `ip` may be greeted, which has answered a broadcast or else has just asked.
+    /// Whether `ip` may be asked; if so it is counted. `has_answered`: it answered a broadcast of
+    /// ours; otherwise it only asked.
     pub(super) fn admit(&mut self, now: Instant, ip: IpAddr, has_answered: bool) -> bool {
         let is_over = |at: Instant| now.saturating_duration_since(at) >= HOST_TIMEOUT;
         while self.unanswered.front().is_some_and(|&(at, _)| is_over(at)) {

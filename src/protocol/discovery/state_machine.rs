@@ -14,7 +14,8 @@ use super::{
     delayed_answers::DelayedAnswers,
     ids::Ids,
     lookup::Lookup,
-    peer_table::{HOUR, Peer, PeerTable, Wanted},
+    peer::{Peer, Wanted},
+    peer_table::{HOUR, PeerTable},
     rate_limit::{AskLimit, GreetingLimit, NewPeerLimit, PerSecond},
     slots::Slots,
 };
@@ -241,23 +242,19 @@ impl Discovery {
     /// A peer has given a path: what was waited for it comes back.
     pub fn record_given(&mut self, now: Instant, given: PeerAddr) {
         self.burst.note_given(given);
-        let mut owed = Duration::ZERO;
+        let mut periods = Vec::new();
         for (_, peer) in self.peers.iter_mut() {
             if peer.address.ip() == given.ip() {
                 peer.given = Some(now);
                 peer.given_in_burst += 1;
-                owed = owed.max(std::mem::take(&mut peer.owed));
+                periods.extend(peer.owed.take());
             }
         }
         let lookups = self.lookups.values();
-        let paid = lookups.filter(|lookup| lookup.candidates.contains(&given));
-        let owed = owed.max(
-            paid.map(|lookup| lookup.paid(now))
-                .max()
-                .unwrap_or_default(),
-        );
-        if let Some(since) = now.checked_sub(owed) {
-            self.burst.budget.refund(since, now);
+        let waiting = lookups.filter(|lookup| lookup.candidates.contains(&given));
+        periods.extend(waiting.filter_map(|lookup| Some(lookup.first_paid?..now)));
+        for period in periods {
+            self.burst.budget.refund(now, period);
         }
     }
 

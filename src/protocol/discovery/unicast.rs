@@ -9,7 +9,7 @@ use super::{
     Action, Discovery, LookupId,
     asks::Target,
     lookup::Lookup,
-    peer_table::{FREE_WAIT, Peer, REPEATS, Wanted, Wave},
+    peer::{FREE_WAIT, Peer, REPEATS, Wanted, Wave},
     slots::Slots,
     state_machine::MAX_UNICAST,
 };
@@ -31,28 +31,6 @@ const MAX_NOTED: usize = 64;
 
 /// Open lookups that a peer is asked for which has just shown itself.
 const MAX_CATCH_UP: usize = 2 * MAX_HASHES;
-
-/// From one old request to the next to a peer that never answered one.
-const OLD_REQUEST_PAUSE: Duration = Duration::from_millis(100);
-
-impl Peer {
-    /// Whether it is asked with new datagrams: not an old peer, not ourselves.
-    pub(super) fn takes_asks(&self) -> bool {
-        !self.is_myself && (self.heard_old.is_none() || self.sender.is_some())
-    }
-
-    /// Whether it is asked as an old peer is; if so it is noted. What fits no known host waits for
-    /// its hardware address in the socket's buffer, so one that never answered gets few.
-    pub(super) fn take_old_request(&mut self, now: Instant) -> bool {
-        let is_recent = |at: Instant| now.saturating_duration_since(at) < OLD_REQUEST_PAUSE;
-        let was_answered = self.heard_old.is_some() || !self.is_silent;
-        let may = was_answered || !self.old_requested.is_some_and(is_recent);
-        if may {
-            self.old_requested = Some(now);
-        }
-        may
-    }
-}
 
 impl Discovery {
     /// The peers that a new lookup asks one by one.

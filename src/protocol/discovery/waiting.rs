@@ -45,8 +45,7 @@ impl Discovery {
             };
             if free.is_some_and(|until| until > now) {
                 lookup.check_at = free;
-                if let Some(since) = lookup.paid_since.take() {
-                    lookup.paid += now.saturating_duration_since(since);
+                if lookup.paid_since.take().is_some() {
                     self.burst.budget.end(now);
                 }
                 return;
@@ -65,6 +64,7 @@ impl Discovery {
             if lookup.paid_since.is_none() {
                 self.burst.budget.begin(now);
                 lookup.paid_since = Some(now);
+                lookup.first_paid.get_or_insert(now);
             }
             lookup.check_at = Some(until.min(now + left));
             return;

@@ -236,7 +236,7 @@ impl Gateway {
             core.record_given(now, peer);
             self.failed.remove(&peer);
             if let Some(since) = paid_since {
-                core.budget().refund(since, now);
+                core.budget().refund(now, since..now);
             }
             return self.finish(lan, number, Some(host));
         }

@@ -94,6 +94,14 @@ fn answer_to(id: u32, states: Vec<PathState>) -> Vec<u8> {
     Datagram::Answer(answer).encode().to_vec()
 }
 
+/// The id of the only datagram, an ask.
+fn only_ask(sent: &[Datagram]) -> u32 {
+    match sent {
+        [Datagram::Ask(ask)] => ask.id,
+        _ => panic!("{sent:?}"),
+    }
+}
+
 fn old_requests(discovery: &mut Discovery, now: Instant) -> usize {
     let mut actions = Vec::new();
     discovery.expire(now, &mut actions);
@@ -106,7 +114,7 @@ fn old_requests(discovery: &mut Discovery, now: Instant) -> usize {
 fn old_peers_are_asked_only_when_new_ones_had_time_to_answer() {
     let (mut discovery, now) = (discovery(), Instant::now());
     let (_, sent) = begin(&mut discovery, now);
-    assert!(matches!(sent[..], [Datagram::Ask(_)]), "{sent:?}");
+    only_ask(&sent);
     assert_eq!(old_requests(&mut discovery, now + ms(1)), 0);
     assert_eq!(old_requests(&mut discovery, now + ms(2)), 1);
 }
@@ -115,10 +123,7 @@ fn old_peers_are_asked_only_when_new_ones_had_time_to_answer() {
 fn a_peer_that_has_the_path_may_give_it_before_others_are_asked() {
     let (mut discovery, now) = (discovery(), Instant::now());
     let (lookup, sent) = begin(&mut discovery, now);
-    let [Datagram::Ask(ask)] = &sent[..] else {
-        panic!("{sent:?}");
-    };
-    let bytes = answer(ask.id, PathState::Present);
+    let bytes = answer(only_ask(&sent), PathState::Present);
     let actions = receive(&mut discovery, now + ms(1), &bytes);
     let is_named = |action: &Action| matches!(action, Action::Candidate { .. });
     assert!(actions.iter().any(is_named));
@@ -128,38 +133,55 @@ fn a_peer_that_has_the_path_may_give_it_before_others_are_asked() {
     discovery.cancel(now + ms(6), lookup);
 }
 
-#[test]
-fn what_cannot_be_sent_is_not_waited_for() {
+/// Half a minute after the first lookup of a burst. Peer 2 is known to hear us; no datagram is due
+/// and there is no network to broadcast on.
+fn with_a_live_peer() -> (Discovery, Instant) {
     let (mut discovery, now) = (discovery(), Instant::now());
-    let (first, sent_first) = begin(&mut discovery, now);
-    let [Datagram::Ask(ask)] = &sent_first[..] else {
-        panic!("{sent_first:?}");
-    };
-    let bytes = answer(ask.id, PathState::Absent);
+    let (lookup, sent_first) = begin(&mut discovery, now);
+    let bytes = answer(only_ask(&sent_first), PathState::Absent);
     let actions = receive(&mut discovery, now + ms(1), &bytes);
-    let [Datagram::Ask(greeting)] = &sent(&actions)[..] else {
-        panic!("{actions:?}");
-    };
-    let bytes = answer_to(greeting.id, Vec::new());
+    let bytes = answer_to(only_ask(&sent(&actions)), Vec::new());
     receive(&mut discovery, now + ms(2), &bytes);
-    discovery.cancel(now + ms(1), first);
+    discovery.cancel(now + ms(1), lookup);
     // The copies of the first discovery broadcast.
     for after in [10, 40] {
         discovery.expire(now + ms(after), &mut Vec::new());
     }
     discovery.set_links(Vec::new(), false);
-    let later = now + Duration::from_secs(30);
+    (discovery, now + Duration::from_secs(30))
+}
+
+#[test]
+fn what_cannot_be_sent_is_not_waited_for() {
+    let (mut discovery, later) = with_a_live_peer();
     let (second, sent_second) = begin(&mut discovery, later);
-    assert!(
-        matches!(sent_second[..], [Datagram::Ask(_)]),
-        "{sent_second:?}"
-    );
+    only_ask(&sent_second);
     let mut actions = Vec::new();
     discovery.note_unreachable(later, peer(2), &mut actions);
     discovery.expire(later, &mut actions);
     let is_over = |it: &Action| matches!(it, Action::Finished { lookup, .. } if *lookup == second);
     assert!(actions.iter().any(is_over), "{actions:?}");
     assert_eq!(discovery.budget().left(later), ms(350));
+}
+
+#[test]
+fn all_that_was_waited_comes_back_when_the_peer_gives_a_path() {
+    let (mut discovery, later) = with_a_live_peer();
+    let (first, sent_first) = begin(&mut discovery, later);
+    discovery.expire(later + ms(5), &mut Vec::new());
+    let (second, sent_second) = begin(&mut discovery, later + ms(10));
+    discovery.expire(later + ms(15), &mut Vec::new());
+    let bytes = answer(only_ask(&sent_first), PathState::Present);
+    receive(&mut discovery, later + ms(40), &bytes);
+    let second_ask = sent_second.last().cloned();
+    let bytes = answer(only_ask(second_ask.as_slice()), PathState::Present);
+    receive(&mut discovery, later + ms(60), &bytes);
+    discovery.cancel(later + ms(60), first);
+    discovery.cancel(later + ms(60), second);
+    assert!(discovery.budget().left(later + ms(60)) < ms(350));
+    let given = peer(2).to_string().parse().expect("an address");
+    discovery.record_given(later + ms(100), given);
+    assert_eq!(discovery.budget().left(later + ms(100)), ms(350));
 }
 
 #[test]
@@ -179,5 +201,5 @@ fn a_peer_that_responds_as_old_ones_do_is_asked_whether_it_is_new() {
         hash,
     };
     let actions = receive(&mut discovery, now + ms(3), &response.encode());
-    assert!(matches!(sent(&actions)[..], [Datagram::Ask(_)]));
+    only_ask(&sent(&actions));
 }
