@@ -726,19 +726,6 @@ fn assert_found(daemon: &Daemon, item: &Item) {
     assert_right(&nar(daemon, item), item);
 }
 
-/// An honest peer beside one that nothing is fetched from: it answers after a time that is less
-/// than a lookup waits.
-fn honest_later(item: &Item) -> Peer {
-    let items = [item.clone()];
-    Peer::new(
-        |datagram, port| {
-            std::thread::sleep(LATER / 2);
-            peer::has_all(datagram, port)
-        },
-        move |asked, stream| peer::serve_honestly(&items, asked, stream),
-    )
-}
-
 #[test]
 fn an_answer_from_another_address() {
     // It has the right id, and the port of a machine that the asker shall bother: the asker
@@ -761,7 +748,7 @@ fn an_answer_from_another_address() {
             |_, stream| peer::not_found(stream),
         )
     };
-    let honest = honest_later(item);
+    let honest = Peer::honest_behind_reply(&hostile, LATER, item);
     let host = Host::new()
         .with(PATIENT)
         .with(&Peer::setting(&[&hostile, &honest]));
@@ -852,7 +839,7 @@ fn a_response_that_names_another_port_or_path() {
             },
             |_, stream| peer::not_found(stream),
         );
-        let honest = honest_later(item);
+        let honest = Peer::honest_behind_reply(&hostile, LATER, item);
         let host = Host::new()
             .with(PATIENT)
             .with(&Peer::setting(&[&hostile, &honest]));

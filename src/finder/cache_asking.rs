@@ -2,8 +2,8 @@
 //! once, while the LAN is asked. The first narinfo that verifies wins.
 //!
 //! When the LAN has nothing, a cache is waited for as long as it usually takes, and one that has
-//! not said a word by then is off until it has been probed again. For one that is announced by
-//! anybody and gave nothing so far the budget of the burst pays.
+//! not said a word by then is off until it has been probed again. Waits for an announced cache that
+//! gave no path so far are paid from the budget of the burst.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use tokio::time::{sleep_until, timeout};
 use super::{
     Finder, Found, Holder,
     acceptance::{Offer, Rejection},
-    caches::{Answer, Candidate, Readiness, Trust},
+    caches::{Answer, CacheTrust, Candidate, Readiness},
     lookup::{LONGEST_FREE_WAIT, Open, Refused},
     peer_health::{Failure, Order, Success},
 };
@@ -39,15 +39,15 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(450);
 /// hiccup costs more than patience: Nix does not ask again within the hour for what was missed.
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
-/// What a lookup gives, free of charge, a cache that is announced and gave nothing so far: a web
-/// server in the same network takes less.
+/// How long a lookup waits, without the budget of the burst, for an announced cache that gave no path
+/// so far. A web server in the same network takes less.
 const FREE_WAIT: Duration = Duration::from_millis(10);
 
 /// A cache in a lookup.
 struct Asked {
     cache: Arc<PlainCache>,
     stage: Stage,
-    trust: Trust,
+    trust: CacheTrust,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Finder {
         let mut has_lan = false;
         let mut paid: Option<PaidWait> = None;
         let mut events = Open::new(self);
-        // Questions that wait for their turn end with the lookup.
+        // Requests that wait for a permit end with the lookup.
         let lookup = Arc::new(());
         for (at, asked) in caches.iter_mut().enumerate() {
             if matches!(asked.stage, Stage::Probed(_)) {
@@ -100,7 +100,7 @@ impl Finder {
                         asked.stage = Stage::Done;
                     }
                 }
-                wake = Some(self.look_again_at(&mut caches, &mut paid)?);
+                wake = Some(self.look_again_at(&caches, &mut paid)?);
             }
             let late = async {
                 match wake {
@@ -133,8 +133,8 @@ impl Finder {
         }
     }
 
-    /// When to look again at those that are waited for; none if none is.
-    fn look_again_at(&self, caches: &mut [Asked], paid: &mut Option<PaidWait>) -> Option<Instant> {
+    /// When to check the requests again; none if no request is worth waiting for.
+    fn look_again_at(&self, caches: &[Asked], paid: &mut Option<PaidWait>) -> Option<Instant> {
         let late = caches
             .iter()
             .filter_map(|asked| self.late_at(asked))
@@ -163,7 +163,7 @@ impl Finder {
         cache.map_or(Holder::Unproven(address), Holder::UnprovenCache)
     }
 
-    /// The narinfo of a plain cache whose turn has come, judged.
+    /// Fetches and verifies the narinfo of a plain cache; the caller holds its permit.
     pub(super) async fn fetch_of_cache(
         &self,
         cache: &PlainCache,
@@ -219,7 +219,7 @@ impl Finder {
         let asked = |candidate: Candidate| Asked {
             cache: candidate.cache,
             trust: if promised {
-                Trust::Configured
+                CacheTrust::Configured
             } else {
                 candidate.trust
             },
@@ -248,8 +248,8 @@ impl Finder {
         });
     }
 
-    /// What a cache offers, if that is of use. Its outcome is recorded here and nowhere else, also
-    /// when nobody waits for it any more.
+    /// Requests the narinfo of `hash` from a cache; none if it is of no use. The outcome is recorded
+    /// here alone, also when the lookup has ended.
     async fn request_of_cache(
         &self,
         cache: &PlainCache,
@@ -266,9 +266,9 @@ impl Finder {
             Some(self.fetch_of_cache(cache, hash).await)
         });
         let mut is_late = false;
-        // What is late has failed already, as far as other lookups are concerned; one that answers
-        // others is busy.
-        let result = match timeout(self.usual_patience(cache), fetched.as_mut()).await {
+        // A request that timed out counts as a failure for other lookups, although it goes on. A cache
+        // that answers other requests is busy.
+        let result = match timeout(self.usual_timeout(cache), fetched.as_mut()).await {
             Ok(result) => result,
             Err(_) => {
                 if !self.memory().caches.has_answered_since(cache, began) {
@@ -283,8 +283,8 @@ impl Finder {
         self.account(cache, hash, nar_hash, result?, (began, is_late))
     }
 
-    /// How long a cache is given that answers nobody meanwhile.
-    fn usual_patience(&self, cache: &PlainCache) -> Duration {
+    /// After how long a request to a cache has timed out, unless the cache answers other requests.
+    fn usual_timeout(&self, cache: &PlainCache) -> Duration {
         let usual = self.memory().health.typical_latency(cache.address);
         let usual = usual.unwrap_or(LEAST_PATIENCE);
         usual.clamp(LEAST_PATIENCE, ANSWER_WITHIN)
@@ -296,12 +296,12 @@ impl Finder {
             Stage::Probed(until) => until,
             Stage::Asked(at) => {
                 let memory = self.memory();
-                let patience = if memory.caches.has_answered_since(&asked.cache, at) {
+                let timeout = if memory.caches.has_answered_since(&asked.cache, at) {
                     ANSWER_WITHIN
                 } else {
-                    self.usual_patience(&asked.cache)
+                    self.usual_timeout(&asked.cache)
                 };
-                Some(at + patience)
+                Some(at + timeout)
             }
             Stage::Done => None,
         }
@@ -311,10 +311,10 @@ impl Finder {
     fn free_until(&self, asked: &Asked) -> Option<Instant> {
         let late = self.late_at(asked)?;
         match (asked.trust, asked.stage) {
-            (Trust::Configured, _) => Some(late),
-            (Trust::HasGiven, Stage::Asked(at)) => Some(late.min(at + LONGEST_FREE_WAIT)),
-            (Trust::Stranger, Stage::Asked(at)) => Some(at + FREE_WAIT),
-            (Trust::HasGiven | Trust::Stranger, Stage::Probed(_) | Stage::Done) => None,
+            (CacheTrust::Configured, _) => Some(late),
+            (CacheTrust::HasGiven, Stage::Asked(at)) => Some(late.min(at + LONGEST_FREE_WAIT)),
+            (CacheTrust::Stranger, Stage::Asked(at)) => Some(at + FREE_WAIT),
+            (CacheTrust::HasGiven | CacheTrust::Stranger, Stage::Probed(_) | Stage::Done) => None,
         }
     }
 

@@ -97,17 +97,17 @@ enum Probe {
 pub(super) struct Candidate {
     pub(super) cache: Arc<PlainCache>,
     pub(super) readiness: Readiness,
-    pub(super) trust: Trust,
+    pub(super) trust: CacheTrust,
 }
 
 /// Whether a cache is worth waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trust {
+pub(super) enum CacheTrust {
     /// The settings name it.
     Configured,
     /// It is announced on the network, and gave a path.
     HasGiven,
-    /// It is announced by anybody.
+    /// It is announced on the network, and gave no path so far.
     Stranger,
 }
 
@@ -172,7 +172,7 @@ impl Caches {
         (known.store_dir, known.own_port) = (store_dir, own_port);
     }
 
-    /// Forgets who answered, because the owner says so.
+    /// Forgets which caches answered, at a reload.
     pub fn forget(&self) {
         let mut known = self.lock();
         known.last_question = None;
@@ -188,7 +188,7 @@ impl Caches {
         }
     }
 
-    /// Whom to ask.
+    /// The caches to ask.
     pub(super) fn candidates(&self, now: Instant) -> Vec<Candidate> {
         self.stir(now);
         let known = self.lock();
@@ -231,7 +231,7 @@ impl Caches {
             entry.answers.count(answer);
             entry.heard = Some(now);
             if entry.state == CacheState::Off {
-                // It was late, and is there.
+                // Its response came after the timeout.
                 entry.state = CacheState::Good;
             }
             if answer == Answer::Hit {
@@ -321,12 +321,12 @@ impl Entry {
         }
     }
 
-    fn trust(&self, now: Instant) -> Trust {
+    fn trust(&self, now: Instant) -> CacheTrust {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < GIVEN_COUNTS_FOR;
         match self.given {
-            _ if !self.cache.announced => Trust::Configured,
-            Some(at) if is_recent(at) => Trust::HasGiven,
-            _ => Trust::Stranger,
+            _ if !self.cache.announced => CacheTrust::Configured,
+            Some(at) if is_recent(at) => CacheTrust::HasGiven,
+            _ => CacheTrust::Stranger,
         }
     }
 

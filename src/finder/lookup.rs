@@ -263,8 +263,8 @@ impl Finder {
         self.0.lan.is_trusted_to_answer(peer) && !self.memory().health.is_late(peer)
     }
 
-    /// How long a trusted peer is waited for: so long that the kernel can repeat a lost packet, which
-    /// it does a round trip and 200 ms later.
+    /// How long a lookup waits for a trusted peer. The kernel repeats a lost packet after a round trip
+    /// and 200 ms; the response to that counts.
     fn longest_free_wait(&self, peer: PeerAddr) -> Duration {
         let round_trip = self.0.lan.round_trip(peer).unwrap_or_default();
         (LONGEST_FREE_WAIT + 3 * round_trip).min(LONGEST_FAR_FREE_WAIT)

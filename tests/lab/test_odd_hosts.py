@@ -6,8 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from harness.case import LabCase, empty, http, wait_until, wire
-from harness.paths import Maker
+from harness.case import PairCase, http, wait_until, wire
 from harness.peerix import CONFIG
 
 COUNT = 100
@@ -44,18 +43,12 @@ REFUSED = """table inet refused {
 """
 
 
-class OddHosts(LabCase):
+class OddHosts(PairCase):
     """`holder` has the paths, `asker` asks for them."""
-
-    @classmethod
-    def specs(cls):
-        return [empty("holder"), empty("asker")]
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.holder, cls.asker = cls.lab.hosts
-        cls.maker = Maker(cls.holder, cls.closure)
         cls.paths = cls.maker.make("odd", COUNT)
 
     def misses(self, count, begin=0):

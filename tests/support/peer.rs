@@ -93,20 +93,37 @@ impl Peer {
     /// An honest peer with this path that answers the first ask for a path `delay` after `other` was
     /// asked over HTTP, or four times that if it is not: so that it is the second.
     pub(crate) fn honest_behind(other: &Self, delay: Duration, item: &Item) -> Self {
+        let other = Arc::clone(&other.shared);
+        Self::honest_after(item, move || {
+            let is_asked = || !other.asked.lock().expect("requests").is_empty();
+            wait_until(is_asked, 3 * delay);
+            std::thread::sleep(delay);
+        })
+    }
+
+    /// The same, when `other` has replied to an ask for a path: what it receives after that shows
+    /// that it has.
+    pub(crate) fn honest_behind_reply(other: &Self, longest: Duration, item: &Item) -> Self {
+        let other = Arc::clone(&other.shared);
+        Self::honest_after(item, move || {
+            let has_replied = || {
+                let datagrams = other.datagrams.lock().expect("datagrams");
+                let asks = datagrams.iter().filter(|it| !asked_hashes(it).is_empty());
+                asks.count() > 1
+            };
+            wait_until(has_replied, longest);
+        })
+    }
+
+    /// An honest peer with this path that waits before it answers the first ask for a path.
+    fn honest_after(item: &Item, wait: impl Fn() + Send + Sync + 'static) -> Self {
         let items = [item.clone()];
         let held = item.hash();
-        let other = Arc::clone(&other.shared);
         let is_first = AtomicBool::new(true);
         Self::new(
             move |datagram, port| {
                 if !asked_hashes(datagram).is_empty() && is_first.swap(false, SeqCst) {
-                    let began = Instant::now();
-                    while other.asked.lock().expect("requests").is_empty()
-                        && began.elapsed() < 3 * delay
-                    {
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                    std::thread::sleep(delay);
+                    wait();
                 }
                 has(datagram, port, |hash| hash == held)
             },
@@ -205,6 +222,13 @@ impl Drop for Peer {
         for thread in self.threads.drain(..) {
             thread.join().expect("peer");
         }
+    }
+}
+
+fn wait_until(has_happened: impl Fn() -> bool, longest: Duration) {
+    let began = Instant::now();
+    while !has_happened() && began.elapsed() < longest {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -176,13 +176,13 @@ fn a_cache_that_is_only_announced_is_trusted_when_it_has_given_a_path() {
         let candidates = caches.candidates(now).into_iter();
         candidates.map(|it| it.trust).collect::<Vec<_>>()
     };
-    assert_eq!(trust(start), [Trust::Configured, Trust::Stranger]);
+    assert_eq!(trust(start), [CacheTrust::Configured, CacheTrust::Stranger]);
     caches.answered(start, &announced, Answer::Miss);
-    assert_eq!(trust(start), [Trust::Configured, Trust::Stranger]);
+    assert_eq!(trust(start), [CacheTrust::Configured, CacheTrust::Stranger]);
     caches.answered(start, &announced, Answer::Hit);
-    assert_eq!(trust(start), [Trust::Configured, Trust::HasGiven]);
+    assert_eq!(trust(start), [CacheTrust::Configured, CacheTrust::HasGiven]);
     let later = start + GIVEN_COUNTS_FOR;
-    assert_eq!(trust(later), [Trust::Configured, Trust::Stranger]);
+    assert_eq!(trust(later), [CacheTrust::Configured, CacheTrust::Stranger]);
     caches.left(&announced);
     assert_eq!(caches.status(start)[1].answers.left, 1);
 }

@@ -105,8 +105,8 @@ class LabCase(unittest.TestCase):
         host.run(["nix-store", "--verify", "--check-contents"], bound=120)
 
 
-class LinkedCase(LabCase):
-    """Two hosts: `holder`, where `maker` makes paths, and `asker` at the end of `link`, which is as new before each test."""
+class PairCase(LabCase):
+    """Two hosts: `holder`, where `maker` makes paths, and `asker`."""
 
     @classmethod
     def specs(cls):
@@ -117,6 +117,14 @@ class LinkedCase(LabCase):
         super().setUpClass()
         cls.holder, cls.asker = cls.lab.hosts
         cls.maker = Maker(cls.holder, cls.closure)
+
+
+class LinkedCase(PairCase):
+    """The same, with `asker` at the end of `link`, which is as new before each test."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
         link = cls.lab.link(cls.asker)
         cls.link = link.__enter__()
         cls.addClassCleanup(link.__exit__, None, None, None)
@@ -128,4 +136,4 @@ class LinkedCase(LabCase):
         self.addCleanup(self.link.carrier, True)
 
 
-__all__ = ["LabCase", "LinkedCase", "empty", "full", "half", "http", "wire", "wait_until"]
+__all__ = ["LabCase", "LinkedCase", "PairCase", "empty", "full", "half", "http", "wire", "wait_until"]
