@@ -145,10 +145,8 @@ impl Finder {
             *paid = None;
             return Some(free.min(late));
         }
-        let ends = paid
-            .get_or_insert_with(|| self.0.lan.begin_wait())
-            .ends_at();
-        if now < ends {
+        let paid = paid.get_or_insert_with(|| self.0.lan.begin_wait());
+        if let Some(ends) = paid.ends_at() {
             return Some(ends.min(late));
         }
         for asked in caches.iter().filter(|asked| asked.stage != Stage::Done) {

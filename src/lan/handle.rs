@@ -190,10 +190,11 @@ pub struct PaidWait {
 }
 
 impl PaidWait {
-    /// When the budget is used up, if nothing comes back meanwhile. Look again then.
-    pub fn ends_at(&self) -> Instant {
+    /// When the budget is used up, if nothing comes back meanwhile; none if it is. Look again then.
+    pub fn ends_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        now + self.shared.lock().core.budget().left(now)
+        let left = self.shared.lock().core.budget().left(now);
+        (!left.is_zero()).then(|| now + left)
     }
 
     /// The wait ended with the path: its time comes back.

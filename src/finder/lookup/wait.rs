@@ -52,18 +52,16 @@ impl Wait {
             }
             None => {
                 let paid = self.paid.get_or_insert_with(|| lan.begin_wait());
-                self.at_least_until
-                    .map_or(paid.ends_at(), |until| until.max(paid.ends_at()))
+                self.at_least_until.max(paid.ends_at()).unwrap_or(now)
             }
         }
     }
 
     pub(super) fn is_used_up(&self, lan: &LanHandle) -> bool {
-        let end = match &self.paid {
-            Some(paid) => paid.ends_at(),
-            None => lan.begin_wait().ends_at(),
-        };
-        end <= Instant::now()
+        match &self.paid {
+            Some(paid) => paid.ends_at().is_none(),
+            None => lan.begin_wait().ends_at().is_none(),
+        }
     }
 
     /// The path has come.
