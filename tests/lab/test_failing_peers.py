@@ -328,7 +328,9 @@ class NoNars(Crowd):
         # Nobody says that he has it: what the second substituter takes, beside the honest chain too.
         case = cls()
         case.timed_pull(cls.wanted)
-        cls.without = case.pull_both()
+        # The slowest of three: pulls of the same differ on a machine that is busy.
+        times = [case.pull_both_beside_lookups()[0] for _ in range(3)]
+        cls.without = {name: max(took[name] for took in times) for name in times[0]}
 
     def pull_both(self):
         """Seconds for the wanted chain and for the honest one, pulled at the same time."""
@@ -350,16 +352,20 @@ class NoNars(Crowd):
             thread.join()
         return took
 
+    def pull_both_beside_lookups(self):
+        """The seconds, and the statuses of the honest paths that are looked up meanwhile."""
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(self.statuses_of, self.asker, self.good)
+            took = self.pull_both()
+        return took, found.result()
+
     def check(self, behave, most):
         for item in self.items:
             item.behave = behave
         with self.played(*self.items) as machine:
             # Asked first what it has: it is a neighbour like any other.
             self.assert_all_found(self.asker, self.wanted[:1])
-            with ThreadPoolExecutor(1) as thread:
-                found = thread.submit(self.statuses_of, self.asker, self.good)
-                took = self.pull_both()
-            statuses = found.result()
+            took, statuses = self.pull_both_beside_lookups()
         self.note = ", ".join(f"{name} {took[name]:.2f} s in place of {self.without[name]:.2f} s" for name in took)
         self.assertTrue([target for target in machine.asked if target.endswith(".nar")], "it was asked for no NAR")
         self.assertNotIn(hostile.TRAP, machine.asked)

@@ -160,12 +160,13 @@ impl Holders {
                 let factor = if has_begun { STALL_FACTOR } else { 1 };
                 [limits.stall.min(factor * within); 2]
             }
-            // Its last NAR failed: this one is not waited for as long.
+            // Its last NAR failed: this one is not waited for as long. A command has 4 s for both, and
+            // for what Nix itself takes to try again.
             None if holder
                 .address()
                 .is_some_and(|it| health.last_nar_failed(it)) =>
             {
-                [limits.stall; 2]
+                [limits.stall / 2; 2]
             }
             None => [limits.stall, limits.stall_alone],
         }
