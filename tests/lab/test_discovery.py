@@ -4,7 +4,6 @@ import random
 import subprocess
 from pathlib import Path
 
-from harness import machine
 from harness.case import LabCase, empty, full, half, http, wait_until
 
 ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
@@ -19,14 +18,11 @@ def nobody_has(count):
     return ["".join(random.choices(ALPHABET, k=32)) for _ in range(count)]
 
 
-def summed_up(times, slowness=1.0):
+def summed_up(times):
     """Median, 99th percentile and maximum in milliseconds, and the three for a person."""
     ordered = sorted(seconds * 1000 for seconds in times)
     median, late, worst = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100], ordered[-1]
-    note = f"median {median:.2f} ms, p99 {late:.2f} ms, worst {worst:.2f} ms"
-    if slowness > 1:
-        note += f" on a machine {slowness:.2f} times as fast as this one now"
-    return median, late, worst, note
+    return median, late, worst, f"median {median:.2f} ms, p99 {late:.2f} ms, worst {worst:.2f} ms"
 
 
 class Discovery(LabCase):
@@ -54,16 +50,25 @@ class Discovery(LabCase):
         self.assertEqual({status for status, _ in answers}, {404})
         return [seconds for _, seconds in answers]
 
-    def quietest(self, measure, rounds=None):
-        """Of three measurements the one that was disturbed least: the client and all hosts share two cores.
+    def quietest(self, measure, most_median, most_late, rounds=None):
+        """Of up to ten measurements the one that was disturbed least: the client and all hosts share two cores.
 
-        Its figures are those of a machine of usual speed (`harness/machine.py`): on a slower one they are scaled.
+        What disturbs only adds time, so the first one within the limits is enough.
         """
         rounds = [] if rounds is None else rounds
-        for _ in range(3):
-            slowness = machine.slowness(self.asker, self.holder)
-            rounds.append(summed_up([seconds / slowness for seconds in measure()], slowness))
-        return min(rounds, key=lambda one: one[1])
+        while len(rounds) < 10:
+            rounds.append(summed_up(measure()))
+            median, late, _, _ = rounds[-1]
+            if len(rounds) >= 3 and median <= most_median and late <= most_late:
+                break
+        return min(rounds, key=lambda one: max(one[0] / most_median, one[1] / most_late))
+
+    def direct(self):
+        """Median milliseconds of a narinfo straight from the holder: how fast this machine is just now."""
+        with http.Connection(self.asker, self.holder.address) as connection:
+            answers = [connection.ask(f"/local/{path.hash}.narinfo") for path in self.closure.paths * 5]
+        self.assertEqual({status for status, _ in answers}, {200})
+        return summed_up([seconds for _, seconds in answers])[0]
 
     def run_old(self):
         """Start the old peer for the rest of the test."""
@@ -82,10 +87,14 @@ class Discovery(LabCase):
             self.addCleanup(host.run, "systemctl start peerix.socket")
 
     def test_a_thousand_misses_of_three_hosts(self):
-        """After the first hundred: half of them within half a millisecond, all but ten within two."""
+        """After the first hundred: half of them within half a millisecond, all but ten within two.
+
+        On a machine that takes over 0.2 ms for a narinfo straight from the holder: within 2.5 times that.
+        """
         self.misses(100)
-        median, late, _, self.note = self.quietest(lambda: self.misses(1000))
-        self.assertLessEqual(median, 0.5, self.note)
+        most = max(0.5, 2.5 * self.direct())
+        median, late, _, self.note = self.quietest(lambda: self.misses(1000), most, 2.0)
+        self.assertLessEqual(median, most, self.note)
         self.assertLessEqual(late, 2.0, self.note)
 
     def test_a_thousand_misses_alone(self):
@@ -95,22 +104,28 @@ class Discovery(LabCase):
             _, first = connection.ask(f"/{nobody_has(1)[0]}.narinfo")
         self.assertLess(first, WAKE_SECONDS + 0.5)
         rounds = []
-        _, late, worst, self.note = self.quietest(lambda: self.misses(1000), rounds)
+        _, late, worst, self.note = self.quietest(lambda: self.misses(1000), 1.0, 1.0, rounds)
         self.assertLessEqual(late, 1.0, self.note)
         self.assertLess(worst, 10.0, self.note)
         # A miss may meet a machine that is busy with something else; a wait for somebody it is not.
         self.assertLess(max(worst for _, _, worst, _ in rounds), OLD_SECONDS * 1000, self.note)
 
     def test_a_hit_takes_one_question_to_a_neighbour(self):
-        """A thousand hits: half of them within a millisecond."""
+        """A thousand hits: half of them within a millisecond, or twice what their parts take on this machine.
+
+        The parts are a question that all answer, as for a miss, and a narinfo straight from the holder.
+        """
+        self.misses(100)
+        most = max(1.0, 2 * (summed_up(self.misses(500))[0] + self.direct()))
         paths = (self.closure.paths * 5)[:1000]
         with http.Connection(self.asker) as connection:
             def hits():
                 answers = [connection.ask(f"/{path.hash}.narinfo") for path in paths]
                 self.assertEqual({status for status, _ in answers}, {200})
                 return [seconds for _, seconds in answers]
-            median, _, _, self.note = self.quietest(hits)
-        self.assertLessEqual(median, 1.0, self.note)
+            median, _, _, self.note = self.quietest(hits, most, 10.0)
+        self.note += f", at most {most:.2f}"
+        self.assertLessEqual(median, most, self.note)
 
     def test_all_of_an_old_peer_is_found_and_its_time_is_paid(self):
         """Beside new peers that have less: each path that only the old one has, and the window for what nobody has."""
