@@ -217,7 +217,7 @@ impl Peer {
         }
     }
 
-    /// How long it is waited for when it is silent, and nobody else is there to wait for.
+    /// How long a lookup waits for it when it is silent and there is nobody else to wait for.
     pub(super) fn silent_wait(&self) -> Duration {
         self.timeout().max(FIRST_TIMEOUT)
     }
