@@ -158,11 +158,14 @@ impl Finder {
                 biased;
                 Some((peer, result)) = requests.next() => {
                     next_at = None;
-                    let Ok(offer) = result else { continue };
-                    if nar_hash.is_some_and(|wanted| wanted != offer.info.nar_hash) {
+                    let is_wanted =
+                        |offer: &Offer| nar_hash.is_none_or(|wanted| wanted == offer.info.nar_hash);
+                    let Some(offer) = result.ok().filter(is_wanted) else {
+                        discovery.reject_candidate();
                         continue;
-                    }
+                    };
                     if nar_hash.is_none() && self.memory().health.nars_fail(peer) {
+                        discovery.reject_candidate();
                         doubtful.get_or_insert((peer, offer));
                         continue;
                     }
@@ -172,8 +175,11 @@ impl Finder {
                     return Some(self.remember(hash, peer, offer, others));
                 }
                 candidate = discovery.next(), if is_discovering => match candidate {
-                    Some(peer) if !except.contains(&peer) => {
-                        self.consider(&mut candidates, peer, hash, nar_hash.is_some());
+                    Some(peer)
+                        if except.contains(&peer)
+                            || !self.consider(&mut candidates, peer, hash, nar_hash.is_some()) =>
+                    {
+                        discovery.reject_candidate();
                     }
                     Some(_) => {}
                     None => is_discovering = false,
@@ -184,6 +190,7 @@ impl Finder {
                         if allowed.at_least.is_zero() && wait.is_used_up(&self.0.lan) {
                             // Connection attempts are under way all the same.
                             debug!(hash:% = hash, peer:% = peer.ip(); "{peer} did not answer lately and is not waited for");
+                            discovery.reject_candidate();
                             continue;
                         }
                         if !requests.is_empty() {
@@ -206,26 +213,28 @@ impl Finder {
         Some(self.remember(hash, peer, offer, others))
     }
 
-    /// `peer` says that it has the path, whose NAR is `promised` to Nix or not.
+    /// `peer` says that it has the path, whose NAR is `promised` to Nix or not. False if it is
+    /// not asked for it.
     fn consider(
         &self,
         candidates: &mut Candidates,
         peer: PeerAddr,
         hash: StorePathHash,
         promised: bool,
-    ) {
+    ) -> bool {
         let (health, now) = (&self.memory().health, Instant::now());
         if health.is_banned(now, peer) {
-            return;
+            return false;
         }
         if health.is_unreachable(peer) {
             self.reconnect(peer);
         }
         if !promised && health.nars_fail(peer) && !health.is_nar_probe_due(now, peer) {
             candidates.withheld.push(peer);
-            return;
+            return false;
         }
         candidates.add(self.order_of(peer, hash), peer);
+        true
     }
 
     /// When `peer` is to be used for `hash`, compared with others.

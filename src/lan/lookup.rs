@@ -53,6 +53,15 @@ impl Lookup {
         }
     }
 
+    /// One of the peers that were named does not give the path: nothing waits for it.
+    pub fn reject_candidate(&self) {
+        if let Some((id, shared)) = &self.active
+            && let Some(shared) = shared.upgrade()
+        {
+            shared.reject_candidate(*id);
+        }
+    }
+
     /// How it ended, once [`Self::next`] has returned `None`; `None` also if the daemon stops.
     pub fn outcome(&self) -> Option<Outcome> {
         self.outcome

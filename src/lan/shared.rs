@@ -94,6 +94,15 @@ impl Shared {
         state.lookups.remove(&id);
     }
 
+    pub(super) fn reject_candidate(&self, id: LookupId) {
+        let state = &mut *self.lock();
+        state
+            .core
+            .reject_candidate(Instant::now(), id, &mut state.actions);
+        self.perform(state, None);
+        self.wake.notify_one();
+    }
+
     /// Ends all lookups, and those that come.
     pub(super) fn close(&self) {
         let mut state = self.lock();

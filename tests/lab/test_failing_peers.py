@@ -362,19 +362,28 @@ class NoNars(Crowd):
     def check(self, behave, most):
         for item in self.items:
             item.behave = behave
+        # As often as without it: one pull of the same differs from the next by a third on a busy machine.
+        times = [self.pull_beside_the_bad_one() for _ in range(3)]
+        took = {name: statistics.median(pull[name] for pull in times) for name in times[0]}
+        self.note = ", ".join(f"{name} {took[name]:.2f} s in place of {self.without[name]:.2f} s" for name in took)
+        self.assertLess(took["wanted"], self.without["wanted"] + most, self.note)
+        # No difference but what two pulls of the same differ in on this machine.
+        self.assertLess(took["honest"], self.without["honest"] + 0.3, self.note)
+
+    def pull_beside_the_bad_one(self):
+        """The seconds of both pulls; each time the machine is new to the asker, and all comes in the end."""
+        for host in (self.honest, self.asker):
+            host.peerix.reset()
         with self.played(*self.items) as machine:
             # Asked first what it has: it is a neighbour like any other.
             self.assert_all_found(self.asker, self.wanted[:1])
             took, statuses = self.pull_both_beside_lookups()
-        self.note = ", ".join(f"{name} {took[name]:.2f} s in place of {self.without[name]:.2f} s" for name in took)
         self.assertTrue([target for target in machine.asked if target.endswith(".nar")], "it was asked for no NAR")
         self.assertNotIn(hostile.TRAP, machine.asked)
         self.assertEqual(statuses.count(200), GOOD, f"{statuses.count(200)} of {GOOD} good paths were found")
         for paths in (self.wanted, self.chain):
-            self.assertTrue(self.asker.path(paths[-1].path).exists(), f"{paths[-1].name} did not come: {self.note}")
-        self.assertLess(took["wanted"], self.without["wanted"] + most, self.note)
-        # No difference but what two pulls of the same differ in on this machine.
-        self.assertLess(took["honest"], self.without["honest"] + 0.3, self.note)
+            self.assertTrue(self.asker.path(paths[-1].path).exists(), f"{paths[-1].name} did not come: {took}")
+        return took
 
 
 def _add_tests():

@@ -46,10 +46,12 @@ pub(super) struct Lookup {
     pub(super) was_broadcast: bool,
     /// When old peers were asked.
     pub(super) old_requested: Option<Instant>,
-    /// When the first holder was named.
+    /// When the first holder was named of those that may still give it.
     pub(super) named_at: Option<Instant>,
     /// Holders that were named.
     pub(super) candidates: Vec<PeerAddr>,
+    /// How many of them do not give it.
+    rejected: usize,
     /// A peer cannot say yet: it is asked on.
     pub(super) is_undecided: bool,
     /// The waiting of the burst is used up: what costs something is not waited for.
@@ -78,6 +80,7 @@ impl Lookup {
             old_requested: None,
             named_at: None,
             candidates: Vec::new(),
+            rejected: 0,
             is_undecided: false,
             is_out_of_time: false,
             paid_since: None,
@@ -138,6 +141,14 @@ impl Lookup {
             self.candidates.push(peer);
         }
         is_new
+    }
+
+    /// One of the holders that were named does not give it.
+    pub(super) fn reject_candidate(&mut self) {
+        self.rejected += 1;
+        if self.rejected >= self.candidates.len() {
+            self.named_at = None;
+        }
     }
 
     /// The peer behind a slot is another one now, or none.

@@ -133,6 +133,27 @@ fn a_peer_that_has_the_path_may_give_it_before_others_are_asked() {
     discovery.cancel(now + ms(6), lookup);
 }
 
+/// Requests of old peers within 3 ms of a yes that is `rejected`, or not.
+fn old_requests_soon(is_rejected: bool) -> usize {
+    let (mut discovery, now) = (discovery(), Instant::now());
+    let (id, asked) = begin(&mut discovery, now);
+    let bytes = answer(only_ask(&asked), PathState::Present);
+    receive(&mut discovery, now, &bytes);
+    let mut actions = Vec::new();
+    if is_rejected {
+        discovery.reject_candidate(now + ms(2), id, &mut actions);
+    }
+    discovery.expire(now + ms(3), &mut actions);
+    let is_old = |it: &&Datagram| matches!(it, Datagram::Request { .. });
+    sent(&actions).iter().filter(is_old).count()
+}
+
+#[test]
+fn a_peer_that_does_not_give_what_it_said_it_has_is_not_waited_for() {
+    assert_eq!(old_requests_soon(false), 0);
+    assert_eq!(old_requests_soon(true), 1);
+}
+
 /// Half a minute after the first lookup of a burst. Peer 2 is known to hear us; no datagram is due
 /// and there is no network to broadcast on.
 fn with_a_live_peer() -> (Discovery, Instant) {
