@@ -329,8 +329,15 @@ class NoNars(Crowd):
         # Nobody says that he has it: what the second substituter takes, beside the honest chain too.
         case = cls()
         case.timed_pull(cls.wanted)
-        times = [case.pull_both_beside_lookups()[0] for _ in range(3)]
-        cls.without = {name: statistics.median(took[name] for took in times) for name in times[0]}
+        without = cls.medians(case.pull_both_beside_lookups()[0] for _ in range(3))
+        # Somebody gives all of it: what the honest chain takes beside as much work of this machine.
+        good = cls.medians(case.pull_beside_another(hostile.good) for _ in range(3))
+        cls.expected = {"wanted": without["wanted"], "honest": max(without["honest"], good["honest"])}
+
+    @staticmethod
+    def medians(times):
+        times = list(times)
+        return {name: statistics.median(took[name] for took in times) for name in times[0]}
 
     def pull_both(self):
         """Seconds for the wanted chain and for the honest one, pulled at the same time."""
@@ -360,18 +367,21 @@ class NoNars(Crowd):
         return took, found.result()
 
     def check(self, behave, most):
+        # As often as without it: one pull of the same differs from the next by a third on a busy machine,
+        # and such a machine is busy for seconds: the quietest of three rounds counts.
+        longest = {"wanted": self.expected["wanted"] + most, "honest": self.expected["honest"] + 0.3}
+        for _ in range(3):
+            took = self.medians(self.pull_beside_another(behave) for _ in range(3))
+            if all(took[name] < longest[name] for name in took):
+                break
+        self.note = ", ".join(f"{name} {took[name]:.2f} s in place of {self.expected[name]:.2f} s" for name in took)
+        self.assertLess(took["wanted"], longest["wanted"], self.note)
+        self.assertLess(took["honest"], longest["honest"], self.note)
+
+    def pull_beside_another(self, behave):
+        """The seconds of both pulls beside a machine that says it has the wanted chain; all comes in the end."""
         for item in self.items:
             item.behave = behave
-        # As often as without it: one pull of the same differs from the next by a third on a busy machine.
-        times = [self.pull_beside_the_bad_one() for _ in range(3)]
-        took = {name: statistics.median(pull[name] for pull in times) for name in times[0]}
-        self.note = ", ".join(f"{name} {took[name]:.2f} s in place of {self.without[name]:.2f} s" for name in took)
-        self.assertLess(took["wanted"], self.without["wanted"] + most, self.note)
-        # No difference but what two pulls of the same differ in on this machine.
-        self.assertLess(took["honest"], self.without["honest"] + 0.3, self.note)
-
-    def pull_beside_the_bad_one(self):
-        """The seconds of both pulls; each time the machine is new to the asker, and all comes in the end."""
         for host in (self.honest, self.asker):
             host.peerix.reset()
         with self.played(*self.items) as machine:
