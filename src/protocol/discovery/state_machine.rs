@@ -323,14 +323,6 @@ impl Discovery {
         id
     }
 
-    /// A candidate does not give the path: others are asked without waiting for it.
-    pub fn reject_candidate(&mut self, now: Instant, id: LookupId, actions: &mut Vec<Action>) {
-        if let Some(lookup) = self.lookups.get_mut(&id) {
-            lookup.reject_candidate();
-            self.check(now, id, actions);
-        }
-    }
-
     /// Whoever began the lookup needs no more candidates.
     pub fn cancel(&mut self, now: Instant, id: LookupId) {
         if self.remove(now, id).is_some() {

@@ -84,6 +84,14 @@ impl Discovery {
         gate.max(named).filter(|&until| until > now)
     }
 
+    /// A candidate does not give the path: others are asked without waiting for it.
+    pub fn reject_candidate(&mut self, now: Instant, id: LookupId, actions: &mut Vec<Action>) {
+        if let Some(lookup) = self.lookups.get_mut(&id) {
+            lookup.reject_candidate();
+            self.check(now, id, actions);
+        }
+    }
+
     /// Until when a peer that says it has the path may give it before others are asked.
     pub(super) fn candidate_wait(&self, now: Instant, lookup: &Lookup) -> Option<Instant> {
         let named = lookup.named_at.map(|at| at + CANDIDATE_WAIT);
