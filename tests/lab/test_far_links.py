@@ -65,6 +65,9 @@ class FarLinks(LinkedCase):
             time.sleep(0.2)
         self.link.carrier(True)
         self.await_carrier()
+        # What was sent meanwhile has begun a search for the hardware address, which the kernel repeats once a
+        # second: until then no unicast leaves. (The answer to a broadcast would tell the address.)
+        wait_until(lambda: "INCOMPLETE" not in self.asker.run("ip neigh").stdout, 4, "neighbours are resolved", every=0.01)
         statuses = [self.status_of(self.asker, f"/{path.hash}.narinfo") for path in paths]
         self.note = f"{statuses.count(200)} of 100"
         missed = [place for place, status in enumerate(statuses) if status != 200]
