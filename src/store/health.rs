@@ -40,6 +40,8 @@ struct LastSeen {
     stuck: bool,
     /// The first and the last of the failures in a row.
     failures: Option<(Instant, Instant)>,
+    /// Whether the last of them says nothing about the next request.
+    is_transient: bool,
 }
 
 impl Health {
@@ -74,7 +76,9 @@ impl Health {
     /// Whether nothing can be read, and that is not over in a moment.
     pub(super) fn is_lasting(&self) -> bool {
         let last = lock(&self.0);
-        let is_certain = last.error.as_ref().is_some_and(|error| error.is_lasting());
+        // What was wrong before is over when a writer is at work.
+        let is_certain =
+            !last.is_transient && last.error.as_ref().is_some_and(|error| error.is_lasting());
         let failing = last
             .failures
             .is_some_and(|(first, latest)| latest - first >= LASTS_AFTER);
@@ -102,9 +106,10 @@ impl Health {
 impl LastSeen {
     /// Failures that come and go are in a row only if nothing else can have been between them.
     fn note_failure(&mut self, now: Instant, is_transient: bool) {
+        let was_transient = std::mem::replace(&mut self.is_transient, is_transient);
         let before = self
             .failures
-            .filter(|(_, latest)| !is_transient || now - *latest < LASTS_AFTER);
+            .filter(|(_, latest)| !is_transient || (was_transient && now - *latest < LASTS_AFTER));
         let first = before.map_or(now, |(first, _)| first);
         self.failures = Some((first, now));
     }
@@ -122,5 +127,24 @@ impl fmt::Display for Chain<'_> {
             at = source;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_at_work_ends_what_was_wrong_before() {
+        let health = Health::default();
+        let path = || std::path::PathBuf::from("/db");
+        health.failed(DatabaseError::Missing { path: path() });
+        assert!(health.is_lasting());
+        health.failed(DatabaseError::Unsettled { path: path() });
+        assert!(!health.is_lasting());
+        let (first, latest) = lock(&health.0).failures.expect("failures");
+        assert_eq!(first, latest, "another row");
+        health.failed(DatabaseError::Missing { path: path() });
+        assert!(health.is_lasting());
     }
 }
