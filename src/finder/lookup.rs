@@ -175,13 +175,13 @@ impl Finder {
                     return Some(self.remember(hash, peer, offer, others));
                 }
                 candidate = discovery.next(), if is_discovering => match candidate {
-                    Some(peer)
-                        if except.contains(&peer)
-                            || !self.consider(&mut candidates, peer, hash, nar_hash.is_some()) =>
-                    {
-                        discovery.reject_candidate();
+                    Some(peer) => {
+                        let is_asked = !except.contains(&peer)
+                            && self.consider(&mut candidates, peer, hash, nar_hash.is_some());
+                        if !is_asked {
+                            discovery.reject_candidate();
+                        }
                     }
-                    Some(_) => {}
                     None => is_discovering = false,
                 },
                 () = until(wake), if asks_next || wake.is_some() => {

@@ -40,14 +40,15 @@ struct LastSeen {
     stuck: bool,
     /// The first and the last of the failures in a row.
     failures: Option<(Instant, Instant)>,
-    /// Whether the last of them says nothing about the next request.
-    is_transient: bool,
+    /// Whether the last of them holds until somebody does something.
+    is_certain: bool,
 }
 
 impl Health {
     pub(super) fn worked(&self) {
         let mut last = lock(&self.0);
         last.failures = None;
+        last.is_certain = false;
         if last.error.take().is_some() || std::mem::take(&mut last.stuck) {
             log::info!("the Nix database is available again");
         }
@@ -55,7 +56,7 @@ impl Health {
 
     pub(super) fn failed(&self, error: DatabaseError) -> Arc<DatabaseError> {
         let error = Arc::new(error);
-        lock(&self.0).note_failure(Instant::now(), error.is_transient());
+        lock(&self.0).note_failure(Instant::now(), &error);
         if error.is_transient() {
             log::debug!(reason:% = Chain(&*error); "no answer of the Nix database");
             return error;
@@ -76,13 +77,10 @@ impl Health {
     /// Whether nothing can be read, and that is not over in a moment.
     pub(super) fn is_lasting(&self) -> bool {
         let last = lock(&self.0);
-        // What was wrong before is over when a writer is at work.
-        let is_certain =
-            !last.is_transient && last.error.as_ref().is_some_and(|error| error.is_lasting());
         let failing = last
             .failures
             .is_some_and(|(first, latest)| latest - first >= LASTS_AFTER);
-        last.stuck || is_certain || failing
+        last.stuck || last.is_certain || failing
     }
 
     pub(super) fn stuck(&self, since: Duration) {
@@ -104,12 +102,14 @@ impl Health {
 }
 
 impl LastSeen {
-    /// Failures that come and go are in a row only if nothing else can have been between them.
-    fn note_failure(&mut self, now: Instant, is_transient: bool) {
-        let was_transient = std::mem::replace(&mut self.is_transient, is_transient);
+    /// Failures that come and go are in a row only if nothing else can have been between them. A writer
+    /// at work shows that a missing or broken database has been replaced.
+    fn note_failure(&mut self, now: Instant, error: &DatabaseError) {
+        let was_certain = std::mem::replace(&mut self.is_certain, error.is_lasting());
+        let goes_on = |latest| !was_certain && now - latest < LASTS_AFTER;
         let before = self
             .failures
-            .filter(|(_, latest)| !is_transient || (was_transient && now - *latest < LASTS_AFTER));
+            .filter(|&(_, latest)| !error.is_transient() || goes_on(latest));
         let first = before.map_or(now, |(first, _)| first);
         self.failures = Some((first, now));
     }

@@ -332,7 +332,7 @@ class NoNars(Crowd):
         without = cls.medians(case.pull_both_beside_lookups()[0] for _ in range(3))
         # Somebody gives all of it: what the honest chain takes beside as much work of this machine.
         good = cls.medians(case.pull_beside_another(hostile.good) for _ in range(3))
-        cls.expected = {"wanted": without["wanted"], "honest": max(without["honest"], good["honest"])}
+        cls.expected = {"wanted": without["wanted"], "honest": good["honest"]}
 
     @staticmethod
     def medians(times):

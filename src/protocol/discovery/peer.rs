@@ -217,7 +217,7 @@ impl Peer {
         }
     }
 
-    /// How long a lookup waits for it when it is silent and there is nobody else to wait for.
+    /// How long a lookup waits for this peer if it does not answer and no other peer is waited for.
     pub(super) fn silent_wait(&self) -> Duration {
         self.timeout().max(FIRST_TIMEOUT)
     }
